@@ -1,0 +1,67 @@
+"""What continuous integration runs: ``nox`` checks everything, ``nox -s NAME`` only one part.
+
+All sessions use the interpreter that runs nox, except for ``tests_all``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "venv"
+nox.options.error_on_external_run = True
+
+ROOT = Path(__file__).parent
+PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check the types of the package, and of code that uses it."""
+    install(session, "typing")
+    session.run("mypy", "remotedict", "tests/typing/api.py")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Run the code in README and documentation."""
+    install(session, "test")
+    session.run("pytest", "tests/test_docs.py", *session.posargs)
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Run the examples: the local one in an empty folder, the remote one on Azurite."""
+    install(session, "test")
+    azurite = ("python", ROOT / "tests" / "azurite.py")
+    with session.chdir(session.create_tmp()):
+        session.run("python", ROOT / "examples" / "quickstart.py")
+        session.run(*azurite, "python", ROOT / "examples" / "shared_results.py")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests; arguments after ``--`` go to pytest."""
+    install(session, "test")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python=nox.project.python_versions(PYPROJECT), default=False)
+def tests_all(session: nox.Session) -> None:
+    """Run the tests on every supported Python that is installed."""
+    tests(session)
+
+
+def install(session: nox.Session, group: str) -> None:
+    """Install the package, as its users do, and a dependency group of ``pyproject.toml``."""
+    session.install(".", *nox.project.dependency_groups(PYPROJECT, group))

@@ -1,0 +1,334 @@
+"""A store in a local folder: a file a blob, compare-and-swap under a file lock."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+import uuid
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
+
+import msgspec
+import xxhash
+from filelock import FileLock, Timeout
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from remotedict.backend import (
+    NOT_MODIFIED,
+    BlobInfo,
+    BlobNotFound,
+    Data,
+    Got,
+    LeaseHeld,
+    LeaseLost,
+    NotModified,
+    PreconditionFailed,
+    Put,
+    TransientError,
+    pieces,
+)
+from remotedict.errors import (
+    AccessDeniedError,
+    InvalidNameError,
+    RemoteDictError,
+    StoreUnavailableError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+_OURS = "~"  # begins the names of locks, leases and temporary files; no blob's name does
+_LOCK_TIMEOUT = 10.0
+_ATTEMPTS = 10
+_T = TypeVar("_T")
+
+if sys.platform == "win32":
+    # There a file can't be replaced, nor opened, at the moment in which somebody else opens or
+    # replaces it; that moment passes.
+    _patient = retry(
+        retry=retry_if_exception_type(PermissionError),
+        wait=wait_random_exponential(0.001, max=0.1),
+        stop=stop_after_delay(_LOCK_TIMEOUT),
+        reraise=True,
+    )
+    _replace = _patient(os.replace)
+    _read_bytes = _patient(Path.read_bytes)
+    _open = _patient(Path.open)
+    _unlink = _patient(Path.unlink)
+else:
+    _replace, _read_bytes, _open, _unlink = os.replace, Path.read_bytes, Path.open, Path.unlink
+
+
+class _LeaseFile(msgspec.Struct):
+    id: str
+    until: float
+
+
+class LocalBackend:
+    """Blobs as files below `root`.
+
+    The etag of a blob is a hash of its bytes. That is enough for compare-and-swap, since every
+    index blob holds the unique id of its newest commit: equal bytes are the same state.
+
+    Parameters
+    ----------
+    root : path
+        The folder; made when the first blob is written.
+    clock : callable, optional
+        The clock of the leases, in seconds since the epoch; processes that share the folder must
+        share it, as those of one machine do.
+
+    Notes
+    -----
+    Files and their folders are made for this user alone (mode 0700 and 0600): a pickle that
+    somebody else can write is code that somebody else can run.
+    """
+
+    def __init__(
+        self, root: str | os.PathLike[str], clock: Callable[[], float] = time.time
+    ) -> None:
+        self.root = Path(root).expanduser().resolve()
+        self._clock = clock
+        if self.root.exists() and not self.root.is_dir():
+            msg = f"{str(self.root)!r} is a file; a local dictionary lives in a folder"
+            raise InvalidNameError(msg)
+
+    def get(
+        self,
+        path: str,
+        *,
+        range: tuple[int, int] | None = None,  # noqa: A002
+        if_none_match: str | None = None,
+    ) -> Got | NotModified:
+        """See `Backend.get`."""
+        with _translated(path):
+            if range is None:
+                data = _read_bytes(self._file(path))
+                etag = xxhash.xxh3_128_hexdigest(data)
+                return NOT_MODIFIED if etag == if_none_match else Got(data, etag)
+            offset, length = range
+            with _open(self._file(path), "rb") as file:
+                file.seek(offset)
+                data = file.read(length)
+            if not data:
+                raise BlobNotFound(path)
+            return Got(data, "")
+
+    def put(
+        self, path: str, data: Data, *, if_match: str | None = None, if_absent: bool = False
+    ) -> Put:
+        """See `Backend.put`."""
+        target = self._file(path)
+        with _translated(path):
+            temporary, out = _create_temporary(target.parent)
+            try:
+                etag, modified = _write(out, data)
+                if if_match is None and not if_absent:
+                    _replace(temporary, target)
+                else:
+                    self._swap(temporary, target, if_match)
+            except BaseException:
+                _unlink(temporary, missing_ok=True)
+                raise
+            _sync_folder(target.parent)
+        return Put(etag, modified)
+
+    def _swap(self, temporary: Path, target: Path, if_match: str | None) -> None:
+        with self._locked(target.parent):
+            if self._etag(target) != if_match:
+                raise PreconditionFailed(target)
+            _replace(temporary, target)
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """See `Backend.delete`."""
+        for path in paths:
+            file = self._file(path)
+            with _translated(path):
+                _unlink(file, missing_ok=True)
+                # The folder of a key's generations goes with the last of them. A writer that is
+                # about to put one there makes it again.
+                with contextlib.suppress(OSError):
+                    file.parent.rmdir()
+
+    def list(self, prefix: str) -> Iterator[BlobInfo]:
+        """See `Backend.list`."""
+        found = []
+        with _translated(prefix):
+            for folder, _, names in os.walk(
+                self._file(prefix.rpartition("/")[0]), onerror=_raise_unless_gone
+            ):
+                where = Path(folder).relative_to(self.root).as_posix()
+                for name in names:
+                    path = str(PurePosixPath(where) / name)
+                    if not name.startswith(_OURS) and path.startswith(prefix):
+                        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                            stat = (Path(folder) / name).stat()
+                            found.append(BlobInfo(path, stat.st_size, stat.st_mtime))
+        yield from sorted(found)
+
+    def lease(self, path: str, seconds: float, *, lease_id: str, force: bool = False) -> LocalLease:
+        """See `Backend.lease`."""
+        target = self._file(path)
+
+        def acquire() -> None:
+            with self._locked(target.parent):
+                held = self._read_lease(target)
+                if held and not force and held.id != lease_id and held.until > self._clock():
+                    raise LeaseHeld(path)
+                if not target.exists():
+                    target.touch(mode=0o600)
+                self._write_lease(target, lease_id, seconds)
+
+        with _translated(path):
+            _in_folder(target.parent, acquire)
+        return LocalLease(self, path, lease_id, seconds)
+
+    def _change_lease(self, path: str, lease_id: str, seconds: float | None) -> None:
+        target = self._file(path)
+        with _translated(path), self._locked(target.parent):
+            held = self._read_lease(target)
+            if held is None or held.id != lease_id:
+                raise LeaseLost(path)
+            if seconds is None:
+                _unlink(_lease_file(target))
+            else:
+                self._write_lease(target, lease_id, seconds)
+
+    def _read_lease(self, target: Path) -> _LeaseFile | None:
+        try:
+            return msgspec.json.decode(_read_bytes(_lease_file(target)), type=_LeaseFile)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+
+    def _write_lease(self, target: Path, lease_id: str, seconds: float) -> None:
+        temporary, out = _create_temporary(target.parent)
+        _write(out, msgspec.json.encode(_LeaseFile(lease_id, self._clock() + seconds)))
+        _replace(temporary, _lease_file(target))
+
+    def close(self) -> None:
+        """Do nothing: no file stays open."""
+
+    def _file(self, path: str) -> Path:
+        return self.root.joinpath(*PurePosixPath(path).parts)
+
+    def _etag(self, target: Path) -> str | None:
+        try:
+            return xxhash.xxh3_128_hexdigest(_read_bytes(target))
+        except FileNotFoundError:
+            return None
+
+    @contextlib.contextmanager
+    def _locked(self, folder: Path) -> Iterator[None]:
+        # An object of its own for each use: so nothing of it is shared with threads or children.
+        try:
+            with FileLock(
+                folder / f"{_OURS}lock",
+                timeout=_LOCK_TIMEOUT,
+                mode=0o600,
+                poll_interval=0.001,
+            ):
+                yield
+        except Timeout as exc:
+            msg = f"the lock file of {str(folder)!r} stayed busy for {_LOCK_TIMEOUT:.0f} s"
+            raise TransientError(msg) from exc
+
+
+class LocalLease:
+    """See `Lease`."""
+
+    def __init__(self, store: LocalBackend, path: str, lease_id: str, seconds: float) -> None:
+        self._store = store
+        self._path = path
+        self.id = lease_id
+        self.seconds = seconds
+
+    def renew(self) -> None:
+        """See `Lease.renew`."""
+        self._store._change_lease(self._path, self.id, self.seconds)  # noqa: SLF001
+
+    def release(self) -> None:
+        """See `Lease.release`."""
+        self._store._change_lease(self._path, self.id, None)  # noqa: SLF001
+
+
+def _lease_file(target: Path) -> Path:
+    return target.parent / f"{_OURS}lease-{target.name}"
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        # Path.mkdir(parents=True) would give the parents the umask's mode, not this one.
+        if folder == folder.parent:
+            raise FileNotFoundError(folder)  # a drive that isn't there
+        _make_folder(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def _in_folder(folder: Path, act: Callable[[], _T]) -> _T:
+    """Do what needs a folder, which is made if it is missing."""
+    for _ in range(_ATTEMPTS):
+        try:
+            _make_folder(folder)
+            return act()
+        except FileNotFoundError:
+            pass  # the last blob of the folder was deleted just now, and the folder with it
+    msg = f"folder {str(folder)!r} can't be made"
+    raise StoreUnavailableError(msg)
+
+
+def _create_temporary(folder: Path) -> tuple[Path, BinaryIO]:
+    """Return a new file in `folder`, which is made if it is missing."""
+    file = folder / f"{_OURS}tmp-{uuid.uuid4().hex}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    return file, _in_folder(folder, lambda: os.fdopen(os.open(file, flags, 0o600), "wb"))
+
+
+def _write(out: BinaryIO, data: Data) -> tuple[str, float]:
+    """Write, sync and close a file; return the hash of its bytes and its time."""
+    digest = xxhash.xxh3_128()
+    with out:
+        for piece in pieces(data):
+            out.write(piece)
+            digest.update(piece)
+        out.flush()
+        os.fsync(out.fileno())
+        return digest.hexdigest(), os.fstat(out.fileno()).st_mtime
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename outlive a loss of power, where the system can."""
+    if os.name == "posix":
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        except OSError as exc:
+            # The rename stands, but may not outlive a loss of power: neither yes nor no.
+            msg = f"folder {str(folder)!r} couldn't be synced: {exc.strerror}"
+            raise TransientError(msg) from exc
+
+
+@contextlib.contextmanager
+def _translated(path: str) -> Iterator[None]:
+    """Turn the errors of the operating system into those of the protocol."""
+    try:
+        yield
+    except RemoteDictError:  # which may be an OSError as well
+        raise
+    except FileNotFoundError as exc:
+        raise BlobNotFound(path) from exc
+    except PermissionError as exc:
+        msg = f"the file system refused access to {path!r}: {exc.strerror}"
+        raise AccessDeniedError(msg) from exc
+    except OSError as exc:
+        msg = f"the file system can't serve {path!r}: {exc.strerror}"
+        raise StoreUnavailableError(msg) from exc

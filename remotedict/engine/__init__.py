@@ -1,0 +1,1 @@
+"""The engine: the index blob, its commits and upkeep, and where values are put and found."""

@@ -1,0 +1,405 @@
+"""Commits: many writers of one process, one compare-and-swap."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from remotedict.backend import BackendError, LeaseHeld, PreconditionFailed, TransientError
+from remotedict.engine.runtime import log
+from remotedict.errors import (
+    RemoteDictError,
+    StoreUnavailableError,
+    UnknownOutcomeError,
+)
+from remotedict.pure import plan
+from remotedict.pure.naming import born
+from remotedict.pure.records import Change, Commit, Index, Range, Set, encode
+from remotedict.pure.state import Draft
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from remotedict.backend import Lease
+    from remotedict.engine.index import IndexBlob, Known
+    from remotedict.engine.patient import Patient
+    from remotedict.engine.runtime import Runtime
+    from remotedict.pure.naming import Layout
+    from remotedict.pure.plan import NewSegment
+
+    Decide = Callable[[Draft], Sequence[Change]]
+    Transform = Callable[[Index], Index | None]
+
+_PATIENT_LOSSES = 3  # after so many losses in a row a writer queues up
+_STUCK_LOSSES = 5
+_QUEUE_SECONDS = 15.0
+_FIRST_PAUSE = 0.01
+
+
+class UploadExpired(RemoteDictError):  # noqa: N818 - an answer to the caller, who uploads anew
+    """The horizon has passed an upload: vacuum may have deleted it before the commit."""
+
+
+class Request:
+    """One writer's wish: what to change, decided anew on each new state.
+
+    Parameters
+    ----------
+    decide : callable
+        Given the state that the commit would be made on, returns the changes (none: there is
+        nothing to do) or raises a RemoteDictError: a refusal.
+    """
+
+    def __init__(
+        self,
+        decide: Decide,
+        *,
+        commit_id: bytes,
+        author: str,
+        comment: str,
+        ticket: int,
+        deadline: float,
+    ) -> None:
+        self.decide = decide
+        self.id = commit_id
+        self.author = author
+        self.comment = comment
+        self.ticket = ticket
+        self.deadline = deadline
+        self.verdict: Future[Commit | None] = Future()
+
+
+class Swap:
+    """A wish of the upkeep: the same state, laid out otherwise. None: no longer possible."""
+
+    def __init__(self, transform: Transform) -> None:
+        self.transform = transform
+        self.verdict: Future[bool] = Future()
+
+
+class Committer:
+    """Makes commits, and nothing but commits, on the index blob. Thread-safe.
+
+    The requests that wait at one moment are judged one after the other, each on the state that
+    the one before would leave, and go out in one compare-and-swap. If it is lost, all are judged
+    again on the new state. So each has its own conditions and its own verdict.
+    """
+
+    def __init__(
+        self,
+        backend: Patient,
+        index: IndexBlob,
+        layout: Layout,
+        runtime: Runtime,
+        on_commit: Callable[[bool], None],
+    ) -> None:
+        self._backend = backend
+        self._index = index
+        self._layout = layout
+        self._runtime = runtime
+        self._on_commit = on_commit
+        self._lock = threading.RLock()
+        self._queue: list[Request | Swap] = []
+        self._drainer: Future[None] | None = None
+
+    def submit(self, request: Request | Swap) -> None:
+        """Get in line; the request's `verdict` will have the answer."""
+        with self._lock:
+            self._queue.append(request)
+            # An interrupt here leaves a request in the queue, and the next call drains both.
+            if self._drainer is None:
+                drainer = self._runtime.spawn(self._drain)
+                self._drainer = None if drainer.done() else drainer
+
+    def create(self) -> Known:
+        """Return what is known, having made an empty dictionary if there is none."""
+        deadline = self._runtime.monotonic() + self._backend.timeout
+        pause = _FIRST_PAUSE
+        while True:
+            known = self._index.known or self._index.check().result()
+            if known.index is not None:
+                return known
+            if self._runtime.monotonic() >= deadline:
+                msg = "the store kept refusing to make the index blob"
+                raise StoreUnavailableError(msg)
+            genesis = plan.genesis(self._runtime.uuid(), self._runtime.uuid())
+            try:
+                self._backend.raw.put(self._layout.index, encode(genesis), if_absent=True)
+            except (PreconditionFailed, TransientError) as exc:
+                # Somebody else was quicker, or an earlier attempt of mine may have got through.
+                log.debug("creating the index: %s", exc)
+                self._runtime.sleep(self._runtime.jitter(pause))
+                pause = min(pause * 2, 2.0)
+            self._index.check().result()
+
+    def _drain(self) -> None:
+        batch: list[Request | Swap] = []
+        while True:
+            with self._lock:
+                batch, self._queue = self._queue, []
+                if not batch:
+                    self._drainer = None
+                    return
+            try:
+                self._settle(batch)
+            except BaseException as exc:  # noqa: BLE001 - whoever waits must hear of it
+                for request in batch:
+                    if not request.verdict.done():
+                        request.verdict.set_exception(_own(exc, request))
+
+    def _settle(self, batch: list[Request | Swap]) -> None:
+        """Give every request of `batch` its verdict; those that come meanwhile may join."""
+        losses, lease = 0, None
+        try:
+            while batch:
+                known = self.create()
+                round_ = _Round(known, batch, self._now(), self._runtime.uuid)
+                if round_.idle:
+                    if known.checked > round_.newest_ticket:
+                        round_.conclude()
+                        return
+                    # A refusal, and "nothing to do", count only on a state that was asked for
+                    # after the call had begun.
+                    self._index.since(round_.newest_ticket)
+                    continue
+                began = self._runtime.monotonic()
+                etag = self._swap(round_)
+                if etag is not None:
+                    try:
+                        self._index.landed(
+                            known, round_.index, etag, round_.commits, round_.segment
+                        )
+                    finally:
+                        round_.conclude()  # it stands, whatever became of the rest
+                    self._on_commit(round_.segment is not None)
+                    return
+                losses += 1
+                log.debug(
+                    "commit %d was taken by another writer (loss %d)", known.state.seq + 1, losses
+                )
+                self._expire(batch, losses)
+                lease = self._wait_turn(lease, losses, self._runtime.monotonic() - began)
+                with self._lock:
+                    joined, self._queue = self._queue, []
+                    batch += joined
+        finally:
+            if lease:
+                self._release(lease)
+
+    def _now(self) -> int:
+        return int(self._runtime.time() * 1e6)
+
+    def _expire(self, batch: list[Request | Swap], losses: int) -> None:
+        now = self._runtime.monotonic()
+        for request in [*batch]:
+            if isinstance(request, Request) and request.deadline < now:
+                msg = (
+                    f"other writers were quicker {losses} times in a row until the deadline; "
+                    "nothing was written. Write less often, or several keys at once"
+                )
+                request.verdict.set_exception(StoreUnavailableError(msg))
+                batch.remove(request)
+
+    # -- the compare-and-swap ---------------------------------------------------------------
+
+    def _swap(self, round_: _Round) -> str | None:
+        """Put the new index; return its etag, or None if another writer was quicker.
+
+        A reply may be lost, and a request may arrive late. So whatever goes wrong, look: while
+        the etag is the old one the put may still be under way, and putting *the same* again
+        can't apply twice. Once it has moved, my commit, if it was applied, is the one after the
+        base: mine there, done; another's there, it never will be.
+        """
+        if round_.segment:
+            self._backend.put(self._layout.path(round_.segment.ref.blob), round_.segment.blob)
+        base, data = round_.known, encode(round_.index)
+        deadline = self._runtime.monotonic() + self._backend.timeout
+        doubt: TransientError | None = None
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                put = self._backend.raw.put(self._layout.index, data, if_match=base.etag)
+            except PreconditionFailed:
+                pass
+            except TransientError as exc:
+                doubt = exc
+                log.debug("a commit got no answer: %s", exc)
+            except Exception as exc:
+                # It is refused now; an earlier one may still be under way.
+                _raise_if_in_doubt(round_, doubt, exc)
+                raise
+            else:
+                return put.etag
+            now = self._look(round_, doubt)
+            if now.etag != base.etag:
+                return self._verdict(round_, now, doubt)
+            if self._runtime.monotonic() >= deadline:
+                _raise_if_in_doubt(round_, doubt, doubt)
+                msg = "the store kept refusing a commit that nothing stood against"
+                raise StoreUnavailableError(msg)
+            self._runtime.sleep(self._runtime.jitter(pause))
+            pause = min(pause * 2, 2.0)
+
+    def _look(self, round_: _Round, doubt: TransientError | None) -> Known:
+        try:
+            return self._index.since(self._index.ticket())
+        except RemoteDictError as exc:
+            _raise_if_in_doubt(round_, doubt, exc)
+            raise
+
+    @staticmethod
+    def _verdict(round_: _Round, now: Known, doubt: TransientError | None) -> str | None:
+        base = round_.known.state.seq
+        if not round_.commits or now.state.seq == base:
+            return None
+        there = now.state.commit_id(base + 1)
+        if there == round_.commits[0].id:
+            return now.etag
+        if there is None and doubt:
+            raise _InDoubtError(round_.ids, "too many commits were made since to look it up")
+        return None
+
+    # -- contention -------------------------------------------------------------------------
+
+    def _wait_turn(self, lease: Lease | None, losses: int, took: float) -> Lease | None:
+        """Pause after a loss; after several, line up for the writers' queue.
+
+        The queue is advisory: the index blob itself is never leased, so a dead waiter stops
+        nobody. Full jitter: https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/
+        """
+        if lease:
+            return lease
+        if losses >= _PATIENT_LOSSES:
+            try:
+                return self._backend.raw.lease(
+                    self._layout.commit_queue,
+                    _QUEUE_SECONDS,
+                    lease_id=self._runtime.lease_id(),
+                )
+            except LeaseHeld:
+                pass
+            except (BackendError, RemoteDictError) as exc:
+                log.debug("no place in the writers' queue: %s", exc)
+        # Who is kept out of the queue for long doesn't starve behind it: it may belong to one
+        # that is dead, and then everybody tries as those in the queue do.
+        factor = 2**losses if losses < _STUCK_LOSSES else 1
+        self._runtime.sleep(self._runtime.jitter(max(took, _FIRST_PAUSE) * factor))
+        return None
+
+    def _release(self, lease: Lease) -> None:
+        def release() -> None:
+            try:
+                lease.release()
+            except Exception as exc:  # noqa: BLE001 - it ends by itself in a moment
+                log.debug("the writers' queue wasn't released: %s", exc)
+
+        self._runtime.spawn(release)
+
+
+class _Round:
+    """One attempt: the requests of a batch, judged on one state.
+
+    Attributes
+    ----------
+    idle : bool
+        There is nothing to put: all were refused, or found nothing to do.
+    """
+
+    def __init__(
+        self,
+        known: Known,
+        batch: list[Request | Swap],
+        now: int,
+        uuid: Callable[[], bytes],
+    ) -> None:
+        assert known.index is not None  # noqa: S101 - for the type checker
+        self.known = known
+        self.commits: list[Commit] = []
+        self._batch = batch
+        self._commits: dict[int, Commit] = {}
+        self._refusals: dict[int, Exception] = {}
+        self._swapped: set[int] = set()
+        index = known.index
+        draft = Draft(known.state)
+        for request in batch:
+            if isinstance(request, Swap):
+                swapped = request.transform(index)
+                if swapped:
+                    index = swapped
+                    self._swapped.add(id(request))
+                continue
+            try:
+                changes = list(request.decide(draft))
+                _check_horizon(changes, index)
+            except Exception as exc:  # noqa: BLE001 - one's mistake must not fail the others
+                self._refusals[id(request)] = exc
+                continue
+            if changes:
+                seq = known.state.seq + len(self.commits) + 1
+                commit = Commit(request.id, seq, now, request.author, request.comment, changes)
+                draft.add(commit)
+                self.commits.append(commit)
+                self._commits[id(request)] = commit
+        self.segment: NewSegment | None = None
+        if self.commits:
+            index, self.segment = plan.extend(index, self.commits, uuid)
+        self.idle = index is known.index
+        self.index = replace(index, revision=known.index.revision + 1)
+
+    @property
+    def ids(self) -> set[bytes]:
+        """The ids of the commits."""
+        return {commit.id for commit in self.commits}
+
+    @property
+    def newest_ticket(self) -> int:
+        """The ticket that a check must exceed for refusals to be final."""
+        return max((r.ticket for r in self._batch if isinstance(r, Request)), default=-1)
+
+    def conclude(self) -> None:
+        """Tell each request what came of it: the round stands."""
+        for request in self._batch:
+            if isinstance(request, Swap):
+                request.verdict.set_result(id(request) in self._swapped)
+            elif refusal := self._refusals.get(id(request)):
+                request.verdict.set_exception(refusal)
+            else:
+                request.verdict.set_result(self._commits.get(id(request)))
+
+
+def _check_horizon(changes: Sequence[Change], index: Index) -> None:
+    """Refuse uploads that began below the horizon: the same comparison as vacuum's own."""
+    for change in changes:
+        if isinstance(change, Set) and not isinstance(change.place, bytes):
+            shared = isinstance(change.place, Range)
+            began = born(change.place.blob) if isinstance(change.place, Range) else change.born
+            if began < index.horizon:
+                what = "a pack" if shared else f"the value of {change.key!r}"
+                msg = f"{what} was uploaded below the horizon {index.horizon}"
+                raise UploadExpired(msg)
+
+
+class _InDoubtError(Exception):
+    """Whether the commits with these ids were applied can't be learnt."""
+
+    def __init__(self, ids: set[bytes], reason: str) -> None:
+        super().__init__(reason)
+        self.ids = ids
+
+
+def _raise_if_in_doubt(round_: _Round, doubt: TransientError | None, exc: Exception | None) -> None:
+    """Whatever ends a round, it may have been applied if a put of it has had no answer."""
+    if doubt and round_.commits:
+        raise _InDoubtError(round_.ids, str(doubt)) from exc
+
+
+def _own(exc: BaseException, request: Request | Swap) -> BaseException:
+    """Return what a failed round means for one of its requests."""
+    if not isinstance(exc, _InDoubtError):
+        return exc
+    if isinstance(request, Request) and request.id in exc.ids:
+        return UnknownOutcomeError(request.id.hex(), str(exc))
+    return StoreUnavailableError(f"the store gave no usable answer; nothing was written ({exc})")

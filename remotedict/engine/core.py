@@ -1,0 +1,345 @@
+"""The engine of one dictionary: its parts put together, and how keys are read and written."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from remotedict.backend import BlobNotFound
+from remotedict.engine.committer import Committer, Request, UploadExpired
+from remotedict.engine.index import IndexBlob, Known
+from remotedict.engine.patient import Patient
+from remotedict.engine.reader import Reader
+from remotedict.engine.upkeep import Upkeep
+from remotedict.engine.values import Values
+from remotedict.errors import (
+    ClosedError,
+    KeyNotFoundError,
+    MissingValueError,
+    SnapshotExpiredError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Future
+
+    from remotedict.backend import Backend
+    from remotedict.engine.committer import Decide
+    from remotedict.engine.runtime import Runtime
+    from remotedict.engine.values import Progress
+    from remotedict.pure.naming import Layout
+    from remotedict.pure.records import Commit, Set
+    from remotedict.pure.state import State
+    from remotedict.pure.table import Entry
+
+_ATTEMPTS = 10
+_WINDOW_ITEMS = 256
+_WINDOW_BYTES = 64 * 1024 * 1024
+
+
+class Tuning(NamedTuple):
+    """What users may choose of the engine; `RemoteDict` explains each."""
+
+    author: str
+    timeout: float
+    max_staleness: float
+    inline_bytes: int
+    cache_bytes: int
+
+
+class Engine:
+    """Reads and writes the keys of one dictionary. Thread-safe, but not across a fork."""
+
+    def __init__(self, backend: Backend, layout: Layout, tuning: Tuning, runtime: Runtime) -> None:
+        self.layout = layout
+        self.tuning = tuning
+        self.runtime = runtime
+        self.backend = Patient(backend, runtime, tuning.timeout)
+        self.values = Values(
+            self.backend,
+            layout,
+            runtime,
+            inline_bytes=tuning.inline_bytes,
+            cache_bytes=tuning.cache_bytes,
+        )
+        reader = Reader(self.backend, layout, runtime)
+        self.index = IndexBlob(self.backend, reader, layout, runtime, self.values.cache.add)
+        self.committer = Committer(self.backend, self.index, layout, runtime, self._committed)
+        self.upkeep = Upkeep(self.backend, self.index, reader, self.committer, layout, runtime)
+        self._closed = self._orphaned = False
+
+    def close(self) -> None:
+        """End the upkeep that was begun, and give up connections."""
+        if not self._closed:
+            self._closed = True
+            self.runtime.call(self._finish)
+
+    def _finish(self) -> None:
+        self.upkeep.finish()
+        self.backend.close()
+
+    def orphan(self) -> None:
+        """Never send anything again: this is a forked child, and the sockets are its parent's."""
+        self._orphaned = True
+        self.backend.raw = cast("Backend", _Orphan())
+
+    def _committed(self, rolled: bool) -> None:
+        if rolled and not self._closed:
+            self.upkeep.begin()
+
+    def check_open(self) -> None:
+        """Raise ClosedError after `close`, and in a forked child."""
+        if self._orphaned:
+            raise _orphaned()
+        if self._closed:
+            msg = f"this handle of dictionary {self.layout.folder!r} was closed; open a new one"
+            raise ClosedError(msg)
+
+    # -- reading ----------------------------------------------------------------------------
+
+    def now(self, timeout: float | None = None) -> Known:
+        """Return the state now; raise TimeoutError if that takes longer than `timeout`."""
+        self.check_open()
+        return self.runtime.call(lambda: self.index.check().result(), timeout=timeout)
+
+    def known(self) -> Known:
+        """Return the state now, or as of at most `max_staleness` ago."""
+        return self.index.recent(self.tuning.max_staleness) or self.now()
+
+    def since(self, ticket: int) -> Known:
+        """Return the state at some time after `ticket` was drawn (or `max_staleness` earlier)."""
+        known = self.index.known
+        return known if known and known.checked > ticket else self.known()
+
+    def read(
+        self, key: str, *, confirmed: bool = False, known: Known | None = None
+    ) -> tuple[Any, Entry]:
+        """Return the value of `key`, and its entry.
+
+        As of now; if not `confirmed`, perhaps as of `max_staleness` ago; or as of `known`, while
+        that value is kept.
+
+        Raises
+        ------
+        KeyNotFoundError
+            The key isn't there.
+        """
+        self.check_open()
+        if known is None and not confirmed:
+            known = self.index.recent(self.tuning.max_staleness)
+        data, entry, known = self.runtime.call(lambda: self._find(key, known))
+        return self._decoded(key, entry, data, known), entry
+
+    def _find(self, key: str, known: Known | None) -> tuple[bytes, Entry, Known]:
+        """Return a value's bytes, its entry, and the state that has it.
+
+        The check of the index and the fetch of the location known so far go out together; if the
+        check brings news of the key, its new location is fetched.
+        """
+        guess = ahead = None
+        if known is None:
+            check = self.index.check()
+            guess = self.index.known.state.get(key) if self.index.known else None
+            if guess and self.values.at_hand(guess) is None:
+                ahead = self._fetch(key, guess)
+            known = check.result()
+        for _ in range(_ATTEMPTS):
+            entry = entries(known.state, [key])[0][1]
+            try:
+                if ahead and guess and _same_bytes(guess, entry):
+                    return ahead.result(), entry, known
+                return self.values.fetch(key, entry), entry, known
+            except BlobNotFound as exc:
+                # Another writer has replaced it, and its bytes have gone since.
+                ahead = None
+                known = self._newer(key, entry, exc)
+        raise self._missing(key, entry)
+
+    def read_many(
+        self, keys: Sequence[str], known: Known | None, progress: Progress
+    ) -> dict[str, Any]:
+        """Return the values of `keys` by key, all as of one moment: that of `known`, or now.
+
+        Raises
+        ------
+        KeyNotFoundError
+            Naming all of those that aren't there.
+        SnapshotExpiredError
+            A value of `known` is no longer kept.
+        """
+        now = known or self.known()
+        for _ in range(_ATTEMPTS):
+            items = entries(now.state, keys)
+            try:
+                raw = self.runtime.call(partial(self._find_many, items, progress))
+            except _Gone as gone:
+                if known:
+                    raise SnapshotExpiredError(gone.key) from None
+                now = gone.newer
+            else:
+                return {key: self._decoded(key, entry, raw[key], now) for key, entry in items}
+        raise self._missing(*items[0])
+
+    def stream(self, keys: Iterator[str], known: Known) -> Iterator[tuple[str, Any]]:
+        """Yield keys with their values as of `known`, fetched ahead within a window."""
+        windows = _windows(keys, known.state)
+        ahead = self._begin(windows)
+        while ahead:
+            (window, future), ahead = ahead, self._begin(windows)
+            self.check_open()
+            try:
+                raw = self.runtime.call(future.result)
+            except _Gone as gone:
+                raise SnapshotExpiredError(gone.key) from None
+            for key, entry in window:
+                yield key, self._decoded(key, entry, raw.pop(key), known)
+
+    def _begin(
+        self, windows: Iterator[list[tuple[str, Entry]]]
+    ) -> tuple[list[tuple[str, Entry]], Future[dict[str, bytes]]] | None:
+        """Begin to fetch the next window."""
+        window = next(windows, None)
+        if window is None:
+            return None
+        fetch = partial(self._find_many, window, lambda _: None)
+        return window, self.runtime.call(lambda: self.runtime.spawn(fetch))
+
+    def _find_many(
+        self, items: Sequence[tuple[str, Entry]], progress: Progress
+    ) -> dict[str, bytes]:
+        try:
+            return self.values.fetch_many(items, progress)
+        except BlobNotFound as exc:
+            key, entry = self._whose(items, str(exc))
+            raise _Gone(key, self._newer(key, entry, exc)) from exc
+
+    def _fetch(self, key: str, entry: Entry) -> Future[bytes]:
+        return self.runtime.spawn(lambda: self.values.fetch(key, entry))
+
+    def _decoded(self, key: str, entry: Entry, data: bytes, known: Known) -> Any:
+        assert known.index is not None  # noqa: S101 - it has an entry
+        return self.values.decode(key, entry, data, known.index.dictionary)
+
+    def _newer(self, key: str, entry: Entry, exc: BlobNotFound) -> Known:
+        """Return a newer state, in which `key` isn't this entry, whose bytes are gone."""
+        known = self.index.since(self.index.ticket())
+        now = known.state.get(key)
+        if now and _same_bytes(now, entry):
+            raise self._missing(key, entry) from exc
+        return known
+
+    def _missing(self, key: str, entry: Entry) -> MissingValueError:
+        return MissingValueError(key, self.layout.path(entry.range(key).blob))
+
+    def _whose(self, items: Sequence[tuple[str, Entry]], path: str) -> tuple[str, Entry]:
+        """Return the item whose bytes should be in the blob at `path`."""
+        for key, entry in items:
+            blob = entry.blob(key)
+            if blob and self.layout.path(blob) == path:
+                return key, entry
+        return items[0]
+
+    # -- writing ----------------------------------------------------------------------------
+
+    def commit(
+        self, decide: Decide, comment: str = "", commit_id: bytes | None = None
+    ) -> Commit | None:
+        """Make one commit of what `decide` returns; None if that is nothing.
+
+        `decide` is called in another thread, with each state that the commit might be made on,
+        and must neither wait nor have effects.
+        """
+        self.check_open()
+        request = Request(
+            decide,
+            commit_id=commit_id or self.runtime.uuid(),
+            author=self.tuning.author,
+            comment=comment,
+            ticket=self.index.ticket(),
+            deadline=self.runtime.monotonic() + self.tuning.timeout,
+        )
+
+        def made() -> Commit | None:
+            with self.runtime.still_wanted():
+                self.committer.submit(request)
+            return request.verdict.result()
+
+        return self.runtime.call(made)
+
+    def write(
+        self,
+        items: Sequence[tuple[str, Any]],
+        commit: Callable[[list[Set]], Any],
+        progress: Progress,
+    ) -> None:
+        """Upload values, then call `commit` with the changes that name them.
+
+        If the upload took so long that vacuum may have passed it, all is done again.
+        """
+        self.check_open()
+        while True:
+            known = self.index.known
+            if known is None or known.index is None:
+                known = self.runtime.call(self.committer.create)
+            assert known.index is not None  # noqa: S101 - it was created
+            dictionary, seq = known.index.dictionary, known.state.seq
+            encoded = [(key, *self.values.encode(key, value, dictionary)) for key, value in items]
+            changes = self.runtime.call(
+                lambda: self.values.place(encoded, seq, progress)  # noqa: B023 - called at once
+            )
+            try:
+                commit(changes)
+            except UploadExpired:
+                continue
+            return
+
+
+def _same_bytes(one: Entry, other: Entry) -> bool:
+    return one.generation == other.generation and one.place == other.place
+
+
+class _Gone(Exception):  # noqa: N818 - an answer to this module
+    """The bytes of a key's entry aren't there; `newer` is a state in which it has another one."""
+
+    def __init__(self, key: str, newer: Known) -> None:
+        super().__init__(key)
+        self.key = key
+        self.newer = newer
+
+
+class _Orphan:
+    """Stands where a parent's backend was."""
+
+    def __getattr__(self, verb: str) -> Any:
+        raise _orphaned()
+
+
+def _orphaned() -> ClosedError:
+    return ClosedError(
+        "this iteration, or lock, was begun before a fork, and belongs to the parent process; "
+        "begin it anew in the child"
+    )
+
+
+def entries(state: State, keys: Sequence[str]) -> list[tuple[str, Entry]]:
+    """Return the keys with their entries; raise KeyNotFoundError for all that are missing."""
+    found = [(key, state.get(key)) for key in keys]
+    missing = [key for key, entry in found if entry is None]
+    if missing:
+        raise KeyNotFoundError(dict.fromkeys(missing))
+    return [(key, entry) for key, entry in found if entry is not None]
+
+
+def _windows(keys: Iterator[str], state: State) -> Iterator[list[tuple[str, Entry]]]:
+    window: list[tuple[str, Entry]] = []
+    size = 0
+    for key in keys:
+        entry = state.get(key)
+        assert entry is not None  # noqa: S101 - keys are those of the state
+        if window and (len(window) == _WINDOW_ITEMS or size + entry.stored > _WINDOW_BYTES):
+            yield window
+            window, size = [], 0
+        window.append((key, entry))
+        size += entry.stored
+    if window:
+        yield window

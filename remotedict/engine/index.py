@@ -1,0 +1,245 @@
+"""The index blob as this process knows it: checked, followed and published."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from remotedict.backend import NOT_MODIFIED, BlobNotFound
+from remotedict.engine.runtime import log
+from remotedict.errors import CorruptBlobError, DictionaryChangedError
+from remotedict.pure.records import Commit, Index, Segment, Set, decode, encode
+from remotedict.pure.state import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from concurrent.futures import Future
+
+    from remotedict.engine.patient import Patient
+    from remotedict.engine.reader import Reader
+    from remotedict.engine.runtime import Runtime
+    from remotedict.pure.naming import Layout
+    from remotedict.pure.plan import NewSegment
+
+_ATTEMPTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """One state of the index blob, and what it means.
+
+    `index` is None, and `etag` empty, while the dictionary has never been written. `settled` is
+    the state as of the newest commit that isn't in the tail: what a checkpoint may hold.
+    `checked` is the number of the newest check that found this state (or an older one) current.
+    """
+
+    etag: str
+    index: Index | None
+    state: State
+    settled: State
+    checked: int
+
+
+class IndexBlob:
+    """Follows the index blob of one dictionary. Thread-safe.
+
+    New states are published by one reference swap. Requests are sent without holding a lock.
+    """
+
+    def __init__(
+        self,
+        backend: Patient,
+        reader: Reader,
+        layout: Layout,
+        runtime: Runtime,
+        on_relocate: Callable[[bytes, bytes], None],
+    ) -> None:
+        self._backend = backend
+        self._reader = reader
+        self._layout = layout
+        self._runtime = runtime
+        self._on_relocate = on_relocate
+        # Re-entrant: without threads (at the end of the interpreter) a check runs where it is begun.
+        self._lock = threading.RLock()
+        self._begun = 0
+        self._waiting: Future[Known] | None = None
+        self.known: Known | None = None
+        self.checked_at = -float("inf")
+
+    def ticket(self) -> int:
+        """Return a number that only the checks begun after this call exceed."""
+        with self._lock:
+            return self._begun
+
+    def check(self) -> Future[Known]:
+        """Ask whether what is known is current; the answer is the newest state.
+
+        Callers that ask before the request is sent share it; a later one gets its own, since an
+        answer only tells what was current after the request was sent.
+        """
+        with self._lock:
+            if self._waiting:
+                return self._waiting
+            check = self._runtime.spawn(self._check)
+            if not check.done():
+                self._waiting = check
+            return check
+
+    def since(self, ticket: int) -> Known:
+        """Return a state that was current at some time after `ticket` was drawn."""
+        known = self.known
+        if known and known.checked > ticket:
+            return known
+        return self.check().result()
+
+    def recent(self, max_staleness: float) -> Known | None:
+        """Return what is known if it was current at most `max_staleness` seconds ago."""
+        if self.known and self._runtime.monotonic() - self.checked_at < max_staleness:
+            return self.known
+        return None
+
+    def _check(self) -> Known:
+        with self._lock:  # from here on it is too late to join
+            self._waiting = None
+            self._begun += 1
+            number, base = self._begun, self.known
+        begun_at = self._runtime.monotonic()
+        known = self._ask(base, number)
+        self.checked_at = max(self.checked_at, begun_at)
+        return known
+
+    def _ask(self, base: Known | None, number: int) -> Known:
+        path = self._layout.index
+        for _ in range(_ATTEMPTS):
+            try:
+                got = self._backend.get(path, if_none_match=base.etag or None if base else None)
+            except BlobNotFound:
+                return self._absent(base, number)
+            if got is NOT_MODIFIED:
+                return self._confirm(number)
+            index, _data = decode(got.data, Index, path)
+            if base and base.index:
+                self._check_identity(base, base.index, index)
+            try:
+                return self._follow(index, got.etag, number)
+            except BlobNotFound as exc:
+                # A segment was merged away, or a checkpoint replaced, and deleted since: the
+                # index has moved on as well.
+                missing = exc
+                log.debug("the index moved on while it was read (%s is gone)", exc)
+        reason = "the index names it, but it isn't there"
+        raise CorruptBlobError(str(missing), reason) from missing
+
+    def _absent(self, base: Known | None, number: int) -> Known:
+        if base and base.index:
+            msg = (
+                f"the index blob {self._layout.index!r} is gone: the dictionary was deleted. "
+                "Open a new handle to begin an empty one"
+            )
+            raise DictionaryChangedError(msg)
+        with self._lock:
+            if self.known is None:
+                self.known = Known("", None, State.empty(), State.empty(), number)
+        return self._confirm(number)
+
+    def _confirm(self, number: int) -> Known:
+        # What is known may be newer than what was asked about, never older.
+        with self._lock:
+            assert self.known is not None  # noqa: S101 - for the type checker
+            self.known = replace(self.known, checked=max(self.known.checked, number))
+            return self.known
+
+    def _check_identity(self, base: Known, old: Index, new: Index) -> None:
+        # Against what was known when the request was sent: a slow answer may well be older than
+        # what another thread has learnt meanwhile.
+        if new.dictionary != old.dictionary:
+            raise self._went_back("was deleted and made anew")
+        if new.incarnation != old.incarnation:
+            raise self._went_back("was restored from a copy")
+        if new.revision < old.revision or new.seq < old.seq:
+            raise self._went_back(f"went back from commit {old.seq} to {new.seq}")
+        if new.seq == old.seq and new.head != base.state.head:
+            raise self._went_back(f"has another commit {new.seq}")
+
+    def _went_back(self, what: str) -> DictionaryChangedError:
+        return DictionaryChangedError(
+            f"dictionary {self._layout.folder!r} {what} since this handle last looked; open a "
+            "new handle to accept that"
+        )
+
+    def _follow(self, index: Index, etag: str, number: int) -> Known:
+        """Publish `index` and its state, unless something newer is known already."""
+        segments: dict[str, Segment] = {}
+        while True:
+            known = self.known
+            old = known.index if known else None
+            if known and old and old.revision >= index.revision:
+                if old.revision == index.revision and known.etag != etag:
+                    self._take_etag(known, old, index, etag)
+                return self._confirm(number)
+            wanted = self._reader.wanted(old, index) if old else None
+            if known and old and wanted is not None:
+                self._reader.segments(wanted, index, segments)
+            else:
+                loaded = self._reader.load(index, segments)
+                if known and not _continues(known.state, loaded[0]):
+                    raise self._went_back(f"has another commit {known.state.seq}")
+            with self._lock:
+                if self.known is not known:
+                    continue  # another thread has changed what these steps build on
+                if known and old and wanted is not None:
+                    self._keep_inline(old.tail, index)
+                    loaded = self._reader.advance(known.state, known.settled, old, index, segments)
+                return self._publish(Known(etag, index, *loaded, number))
+
+    def _take_etag(self, known: Known, old: Index, index: Index, etag: str) -> None:
+        """Go on under another etag of the same index: somebody has copied it, or set its tier."""
+        if encode(old) != encode(index):
+            raise self._went_back(f"has another revision {index.revision}")
+        with self._lock:
+            if self.known is known:
+                self.known = replace(known, etag=etag)
+
+    def landed(
+        self, base: Known, index: Index, etag: str, new: list[Commit], segment: NewSegment | None
+    ) -> None:
+        """Publish a compare-and-swap on `base` that this process has made itself."""
+        with self._lock:
+            if self.known is not base and self.known and self.known.etag != base.etag:
+                return  # a check was quicker
+            state, settled = base.state, base.settled
+            if segment:
+                self._keep_inline(base.index.tail if base.index else [], index)
+                state.relocate([c for c in segment.commits if c.seq <= state.seq])
+                moved = {commit.seq: commit for commit in segment.commits}
+                new = [moved.get(commit.seq, commit) for commit in new]
+                settled = state
+            for commit in new:
+                state = state.apply(commit)
+                if segment and commit.seq == index.settled:
+                    settled = state
+            self._publish(Known(etag, index, state, settled, base.checked))
+
+    def _publish(self, known: Known) -> Known:
+        """Make `known` what is known; the lock is held."""
+        if known.state.due_for_rebase():
+            known = replace(known, state=known.state.rebased())
+        if self.known:
+            known = replace(known, checked=max(known.checked, self.known.checked))
+        self.known = known
+        return known
+
+    def _keep_inline(self, tail: Iterable[Commit], index: Index) -> None:
+        """Offer the inline values that have left the tail to the cache."""
+        for commit in tail:
+            if commit.seq > index.settled:
+                return
+            for change in commit.changes:
+                if isinstance(change, Set) and isinstance(change.place, bytes):
+                    self._on_relocate(change.generation, change.place)
+
+
+def _continues(old: State, new: State) -> bool:
+    """Tell whether `new` comes after `old`, as far as the ids that it knows can tell."""
+    return new.commit_id(old.seq) in (None, old.head)

@@ -1,0 +1,166 @@
+"""Reading the index side: segments and checkpoints, and the states that they add up to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from remotedict.backend import NOT_MODIFIED, PIECE_BYTES
+from remotedict.errors import CorruptBlobError, DictionaryChangedError
+from remotedict.pure.plan import lay_out, resolve
+from remotedict.pure.records import (
+    Checkpoint,
+    Commit,
+    Index,
+    Segment,
+    SegmentRef,
+    check_contiguous,
+    decode,
+)
+from remotedict.pure.state import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from remotedict.engine.patient import Patient
+    from remotedict.engine.runtime import Runtime
+    from remotedict.pure.naming import Layout
+
+
+class Reader:
+    """Reads what an index names. Thread-safe; it has no state of its own."""
+
+    def __init__(self, backend: Patient, layout: Layout, runtime: Runtime) -> None:
+        self._backend = backend
+        self._layout = layout
+        self._runtime = runtime
+
+    def segment(self, ref: SegmentRef, index: Index) -> Segment:
+        """Return a segment that `index` names, with every place named in full."""
+        path = self._layout.path(ref.blob)
+        record, _data = decode(self._read(ref.blob, ref.size), Segment, path)
+        self._check_origin(record, index, path)
+        check_contiguous(record.commits, ref.first, path)
+        if len(record.commits) != ref.last - ref.first + 1:
+            raise CorruptBlobError(path, "it doesn't hold the commits that the index says")
+        return replace(record, commits=resolve(record.commits, ref.blob))
+
+    def segments(self, refs: Iterable[SegmentRef], index: Index, known: dict[str, Segment]) -> None:
+        """Add to `known` those of the segments that it lacks, read in parallel."""
+        wanted = [ref for ref in refs if ref.blob not in known]
+        # A large segment is itself read in parallel pieces: not in a thread for leaf work.
+        futures = [
+            self._runtime.spawn(lambda ref=ref: self.segment(ref, index))  # type: ignore[misc]
+            for ref in wanted[1:]
+        ]
+        for ref in wanted[:1]:
+            known[ref.blob] = self.segment(ref, index)
+        for ref, future in zip(wanted[1:], futures, strict=True):
+            known[ref.blob] = future.result()
+
+    def load(self, index: Index, known: dict[str, Segment]) -> tuple[State, State]:
+        """Return the state of `index`, read from its checkpoint on, and the settled one."""
+        state = State.empty()
+        if index.checkpoint:
+            path = self._layout.path(index.checkpoint.blob)
+            raw = self._read(index.checkpoint.blob, index.checkpoint.size)
+            record, data = decode(raw, Checkpoint, path)
+            self._check_origin(record, index, path)
+            state = State.from_checkpoint(record, data, path)
+            if state.seq != index.checkpoint.seq:
+                raise CorruptBlobError(path, f"it is of commit {state.seq}")
+        self.segments(index.segments, index, known)
+        for ref in index.segments:
+            state = self._append(state, known[ref.blob].base, known[ref.blob].commits)
+        settled = state
+        return self._append(state, index.base, index.tail), settled
+
+    def advance(
+        self, state: State, settled: State, old: Index, new: Index, known: dict[str, Segment]
+    ) -> tuple[State, State]:
+        """Return the states of `new`, given those of `old`; `known` has the segments `wanted`."""
+        if new.settled != old.settled:
+            for ref in new.segments:
+                if ref.last <= old.settled:
+                    continue
+                if segment := known.get(ref.blob):
+                    base, commits = segment.base, segment.commits
+                else:
+                    base, commits = old.base, resolve(lay_out(old.tail)[0], ref.blob)
+                state.relocate([commit for commit in commits if commit.seq <= state.seq])
+                settled = state = self._append(state, base, commits)
+        return self._append(state, new.base, new.tail), settled
+
+    @staticmethod
+    def wanted(old: Index, new: Index) -> list[SegmentRef] | None:
+        """Return the segments needed to come from `old` to `new`; None if they don't reach back.
+
+        They must do so not only for the commits that are new, but also for those that have left
+        the tail: else nobody would say where their inline values have gone.
+        """
+        left = [ref for ref in new.segments if ref.last > old.settled]
+        first = left[0].first if left else new.settled + 1
+        if first > old.settled + 1:
+            return None
+        if left and (left[0].first, left[0].last) == (old.settled + 1, old.seq):
+            # It holds exactly the tail that is known. (It can't be a merge: the first segment
+            # with any commit of that tail had all of it.)
+            del left[0]
+        return left
+
+    def _append(self, state: State, base: bytes, commits: Iterable[Commit]) -> State:
+        """Apply those of `commits` that are new; check that they follow what is known.
+
+        `base` is the id of the commit before the first of them.
+        """
+        previous = base
+        for commit in commits:
+            if commit.seq == state.seq + 1:
+                self._check_same(previous, state)
+                state = state.apply(commit)
+            previous = commit.id
+        self._check_same(previous, state)
+        return state
+
+    def _check_same(self, commit_id: bytes, state: State) -> None:
+        if commit_id != state.head:
+            msg = (
+                f"dictionary {self._layout.folder!r} has another commit {state.seq} than the one "
+                "seen before: it went back in time. Open a new handle to accept that"
+            )
+            raise DictionaryChangedError(msg)
+
+    def _check_origin(self, record: Segment | Checkpoint, index: Index, path: str) -> None:
+        if record.dictionary != index.dictionary:
+            raise CorruptBlobError(path, "it belongs to another dictionary")
+
+    def _read(self, blob: str, size: int) -> bytes:
+        return read_range(self._backend, self._runtime, self._layout.path(blob), 0, size)
+
+
+def read_range(backend: Patient, runtime: Runtime, path: str, offset: int, length: int) -> bytes:
+    """Return a range of a blob; a large one travels in parallel pieces.
+
+    Raises
+    ------
+    BlobNotFound
+        There is no such blob.
+    CorruptBlobError
+        It is shorter than that.
+    """
+    spans = [
+        (at, min(PIECE_BYTES, offset + length - at))
+        for at in range(offset, offset + length, PIECE_BYTES)
+    ]
+
+    def one(span: tuple[int, int]) -> bytes:
+        got = backend.get(path, range=span)
+        assert got is not NOT_MODIFIED  # noqa: S101 - for the type checker
+        return got.data
+
+    parts = [one(spans[0])] if len(spans) == 1 else list(runtime.map(one, spans))
+    data = parts[0] if len(parts) == 1 else b"".join(parts)
+    if len(data) != length:
+        raise CorruptBlobError(path, f"it ends {length - len(data)} bytes too early")
+    return data

@@ -1,0 +1,299 @@
+"""The runtime: threads, clocks, randomness and ids, all in one place to be injected."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import sys
+import threading
+import time
+import uuid
+import weakref
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, partial
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+log = logging.getLogger("remotedict")
+log.addHandler(logging.NullHandler())
+
+IO_THREADS = 16
+_WINDOW = 4 * IO_THREADS
+# On Windows nothing interrupts a wait without end.
+_POLL = 0.5 if os.name == "nt" else None
+
+_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
+
+_T = TypeVar("_T")
+
+
+class Runtime:
+    """What the engine uses of the world; a test injects its own.
+
+    Work for the store runs in threads of two pools. *Leaf* work, which waits for nothing but the
+    store, shares `IO_THREADS` threads. Work that may itself wait for leaf work gets a thread at
+    once, so that it can't starve what it waits for.
+
+    The main thread only waits, in `call`: a KeyboardInterrupt, which strikes nowhere else, ends
+    the wait and not the work. It can't tear a request apart, nor leave a lock of the pools
+    behind: even `Future.result` could be struck between taking a lock and the `with` that
+    guards it.
+    """
+
+    def __init__(self) -> None:
+        self.renew_threads()
+        _runtimes.add(self)
+
+    def renew_threads(self) -> None:
+        """Begin with no threads: a forked child doesn't have those of its parent."""
+        self._leaf = ThreadPoolExecutor(IO_THREADS, "remotedict-io")
+        self._control = ThreadPoolExecutor(10_000, "remotedict")
+        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        self._here = threading.local()
+        self._dispatcher: threading.Thread | None = None
+
+    def monotonic(self) -> float:
+        """Return seconds of a clock that never goes back."""
+        return time.monotonic()
+
+    def time(self) -> float:
+        """Return seconds since the epoch, for people."""
+        return time.time()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
+
+    def jitter(self, seconds: float) -> float:
+        """Return a random time between nothing and `seconds`."""
+        return random.uniform(0, seconds)  # noqa: S311 - no secret
+
+    def uuid(self) -> bytes:
+        """Return 16 bytes that nobody else has."""
+        return uuid.uuid4().bytes
+
+    def lease_id(self) -> str:
+        """Return a fresh id for a lease, in the form that Azure wants."""
+        return str(uuid.UUID(bytes=self.uuid()))
+
+    def spawn(self, fn: Callable[[], _T]) -> Future[_T]:
+        """Begin `fn` in a thread of its own."""
+        return _submit(self._control, fn)
+
+    def call(
+        self,
+        fn: Callable[[], _T],
+        *,
+        undo: Callable[[_T], Any] | None = None,
+        timeout: float | None = None,
+    ) -> _T:
+        """Return what `fn` returns; in the main thread an interrupt ends the wait, not the work.
+
+        Parameters
+        ----------
+        fn : callable
+            What to do.
+        undo : callable, optional
+            Called with what `fn` has returned if by then nobody waits for it any more.
+        timeout : float, optional
+            Seconds after which TimeoutError is raised; the work goes on.
+        """
+        if threading.current_thread() is not threading.main_thread() or sys.is_finalizing():
+            return fn() if timeout is None else self.spawn(fn).result(timeout)
+        job = _Job(fn, undo, self._here)
+        try:
+            self.start()
+            self._jobs.put(job)
+            return cast("_T", job.wait(timeout))
+        except BaseException:
+            self._abandon(job)
+            raise
+
+    def _abandon(self, job: _Job) -> None:
+        while True:
+            try:
+                if job.abandon():
+                    self.post(job.clean_up)
+            except KeyboardInterrupt:  # another one: the first will be raised
+                continue
+            return
+
+    def start(self) -> None:
+        """See that there is a dispatcher."""
+        if self._dispatcher is None:
+            dispatcher = threading.Thread(
+                target=self._dispatch, name="remotedict-dispatcher", daemon=True
+            )
+            dispatcher.start()
+            self._dispatcher = dispatcher
+
+    def background(self, fn: Callable[[], Any]) -> Future[Any] | None:
+        """Begin what may as well be left undone; None when no threads are to be had any more."""
+        try:
+            return self._control.submit(fn)
+        except RuntimeError:
+            return None
+
+    def post(self, fn: Callable[[], Any]) -> None:
+        """Do something some time later, once there is a dispatcher; nobody waits for it."""
+        self._jobs.put(_Job(fn, None, self._here))
+
+    def still_wanted(self) -> AbstractContextManager[None]:
+        """Guard what must happen before an interrupt ends the caller's wait, or never.
+
+        So an interrupted write can't overtake what the caller does next. Raises AbandonedError
+        if nobody waits for the work of this thread any more.
+        """
+        job: _Job | None = getattr(self._here, "job", None)
+        return job.still_wanted() if job else nullcontext()
+
+    def _dispatch(self) -> None:
+        """Hand the main thread's jobs to the pool, which it must not touch itself."""
+        jobs, control = self._jobs, self._control
+        while True:
+            job = jobs.get()
+            try:
+                _submit(control, job.run)
+            except BaseException as exc:  # noqa: BLE001 - out of memory, say: it must go on
+                job.fail(exc)
+
+    def map(self, fn: Callable[[Any], _T], items: Iterable[Any], /) -> Iterator[_T]:
+        """Apply leaf work to items in parallel; yield the results in their order.
+
+        Only a window of items is taken ahead, so that not all need be in memory at once. Should
+        one raise, the others that haven't begun never do.
+        """
+        waiting: deque[Future[_T]] = deque()
+        try:
+            for item in items:
+                waiting.append(_submit(self._leaf, partial(fn, item)))
+                if len(waiting) == _WINDOW:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+class AbandonedError(BaseException):
+    """An interrupt has ended the wait for this work. Nobody will see this error."""
+
+
+class _Job:
+    """What the main thread waits for. It shares nothing but C primitives with who does it."""
+
+    def __init__(
+        self,
+        fn: Callable[[], Any],
+        undo: Callable[[Any], Any] | None,
+        here: threading.local,
+    ) -> None:
+        self._fn = fn
+        self._undo = undo
+        self._here = here
+        self._answer: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._outcome: tuple[bool, Any] | None = None
+        self._abandoned = False
+
+    def run(self) -> None:
+        self._here.job = self
+        try:
+            outcome = (True, self._fn())
+        except BaseException as exc:  # noqa: BLE001 - whoever waits must hear of it
+            outcome = (False, exc)
+        self._here.job = None
+        self._conclude(outcome)
+
+    def fail(self, exc: BaseException) -> None:
+        self._conclude((False, exc))
+
+    def _conclude(self, outcome: tuple[bool, Any]) -> None:
+        with self._lock:
+            self._outcome = outcome
+            abandoned = self._abandoned
+        if abandoned:
+            self.clean_up()
+        else:
+            self._answer.put(outcome)
+
+    def wait(self, timeout: float | None) -> Any:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = _POLL if deadline is None else max(deadline - time.monotonic(), 0)
+            try:
+                done, value = self._answer.get(timeout=left)
+            except Empty:
+                if deadline is not None:
+                    raise TimeoutError from None
+                continue
+            if done:
+                return value
+            try:
+                # Nothing is to be undone; and no error may keep its caller's frames alive.
+                self._outcome = None
+                raise value
+            finally:
+                del value
+
+    @contextmanager
+    def still_wanted(self) -> Iterator[None]:
+        with self._lock:
+            if self._abandoned:
+                raise AbandonedError
+            yield
+
+    def abandon(self) -> bool:
+        """Wait no longer; tell whether there is something to clean up."""
+        with self._lock:
+            self._abandoned = True
+            return self._outcome is not None and self._undo is not None
+
+    def clean_up(self) -> None:
+        if self._undo and self._outcome and self._outcome[0]:
+            self._undo(self._outcome[1])
+
+
+def _submit(pool: ThreadPoolExecutor, fn: Callable[[], _T]) -> Future[_T]:
+    """Begin `fn` in a thread of the pool; if it can't have one any more, do it here."""
+    future: Future[_T] = Future()
+    claim = threading.Lock()
+
+    def run() -> None:
+        # Once: a pool that can't start a thread has taken the work into its queue all the same.
+        if not claim.acquire(blocking=False) or not future.set_running_or_notify_cancel():
+            return
+        try:
+            result = fn()
+        except BaseException as exc:  # noqa: BLE001 - a future carries whatever was raised
+            future.set_exception(exc)
+        else:
+            future.set_result(result)
+
+    try:
+        pool.submit(run)
+    except RuntimeError:  # the interpreter is shutting down, or the system has no more threads
+        run()
+    return future
+
+
+@cache
+def default_runtime() -> Runtime:
+    """Return the runtime that all dictionaries of this process share."""
+    return Runtime()
+
+
+def _after_fork() -> None:
+    for runtime in list(_runtimes):
+        runtime.renew_threads()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,280 @@
+"""Values: where they are put, and how they are found again."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from remotedict.backend import PIECE_BYTES
+from remotedict.engine.reader import read_range
+from remotedict.pure import codec, naming
+from remotedict.pure.records import Range, Set
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from remotedict.engine.patient import Patient
+    from remotedict.engine.runtime import Runtime
+    from remotedict.pure.codec import Encoded
+    from remotedict.pure.naming import Layout
+    from remotedict.pure.table import Entry
+
+    Progress = Callable[[int], None]
+
+INLINE_TOTAL_BYTES = 64 * 1024
+"""A commit carries no more than this inline: it may have to be sent several times."""
+
+PACKED_BYTES = 256 * 1024
+"""In a bulk write, smaller values than this share packs."""
+
+PACK_BYTES = 16 * 1024 * 1024
+"""How large a pack may get."""
+
+_GAP_BYTES = 64 * 1024  # two ranges of one pack that are closer than this are read as one
+
+
+class Cache:
+    """The bytes of generations, at most `limit` in all. Thread-safe.
+
+    A generation never changes: what is here is never stale, it only may no longer be wanted.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._bytes: OrderedDict[bytes, bytes] = OrderedDict()
+        self._size = 0
+        self._lock = threading.Lock()
+
+    def get(self, generation: bytes) -> bytes | None:
+        """Return the bytes of a generation, or None."""
+        with self._lock:
+            if generation in self._bytes:
+                self._bytes.move_to_end(generation)
+            return self._bytes.get(generation)
+
+    def add(self, generation: bytes, data: bytes) -> None:
+        """Keep the bytes of a generation, in place of those that were used longest ago."""
+        if len(data) > self._limit // 4:
+            return
+        with self._lock:
+            if generation not in self._bytes:
+                self._bytes[generation] = data
+                self._size += len(data)
+            while self._size > self._limit:
+                _, dropped = self._bytes.popitem(last=False)
+                self._size -= len(dropped)
+
+
+class Values:
+    """Places values and fetches them. Thread-safe."""
+
+    def __init__(
+        self,
+        backend: Patient,
+        layout: Layout,
+        runtime: Runtime,
+        *,
+        inline_bytes: int,
+        cache_bytes: int,
+    ) -> None:
+        self._backend = backend
+        self._layout = layout
+        self._runtime = runtime
+        self._inline_bytes = inline_bytes
+        self.cache = Cache(cache_bytes)
+
+    def _map(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        return self._runtime.call(lambda: list(self._runtime.map(fn, items)))
+
+    # -- writing ----------------------------------------------------------------------------
+
+    def encode(self, key: str, value: Any, dictionary: bytes) -> tuple[bytes, Encoded]:
+        """Return a fresh generation and the value's bytes. Runs the value's own code."""
+        generation = self._runtime.uuid()
+        encoded = codec.encode(
+            value,
+            key=key,
+            dictionary=dictionary,
+            generation=generation,
+            run=self._map,
+        )
+        return generation, encoded
+
+    def place(
+        self, values: Sequence[tuple[str, bytes, Encoded]], seq: int, progress: Progress
+    ) -> list[Set]:
+        """Upload what doesn't go inline; return the changes that will name everything.
+
+        Parameters
+        ----------
+        values : sequence of (key, generation, encoded)
+            What to place.
+        seq : int
+            The newest commit that is known now.
+        progress : callable
+            Is told how many values are done.
+        """
+        lengths = [encoded.length for _, _, encoded in values]
+        inline = [i for i, length in enumerate(lengths) if length <= self._inline_bytes]
+        if sum(lengths[i] for i in inline) > INLINE_TOTAL_BYTES:
+            inline = []
+        changes: dict[int, Set] = {}
+        for i in inline:
+            key, generation, encoded = values[i]
+            changes[i] = Set(key, generation, seq, encoded.join(), encoded.facts)
+        progress(len(inline))
+        small = [
+            i
+            for i, length in enumerate(lengths)
+            if i not in changes and length <= PACKED_BYTES and self._inline_bytes
+        ]
+        if len(small) > 1:
+            changes |= self._pack(small, values, seq, progress)
+        own = [i for i in range(len(values)) if i not in changes]
+        changes |= self._upload(own, values, seq, progress)
+        return [changes[i] for i in range(len(values))]
+
+    def _upload(
+        self,
+        which: list[int],
+        values: Sequence[tuple[str, bytes, Encoded]],
+        seq: int,
+        progress: Progress,
+    ) -> dict[int, Set]:
+        """Give each value a blob of its own."""
+
+        def one(i: int) -> tuple[int, Set]:
+            key, generation, encoded = values[i]
+            change = Set(key, generation, seq, encoded.length, encoded.facts)
+            blob = f"v:{naming.escape(key)}/{naming.unique(seq, generation)}"
+            self._backend.put(self._layout.path(blob), encoded.pieces)
+            return i, change
+
+        # What the backend itself sends in parallel pieces must not wait in a thread for leaf
+        # work, and is done one by one.
+        small = [i for i in which if values[i][2].length <= PIECE_BYTES]
+        large = [i for i in which if values[i][2].length > PIECE_BYTES]
+        changes = {}
+        for i, change in chain(self._runtime.map(one, small), map(one, large)):
+            changes[i] = change
+            progress(1)
+        return changes
+
+    def _pack(
+        self,
+        which: list[int],
+        values: Sequence[tuple[str, bytes, Encoded]],
+        seq: int,
+        progress: Progress,
+    ) -> dict[int, Set]:
+        """Let many small values share blobs."""
+        packs: list[tuple[str, list[Any]]] = []
+        changes: dict[int, Set] = {}
+        at = PACK_BYTES
+        for i in which:
+            key, generation, encoded = values[i]
+            if at + encoded.length > PACK_BYTES:
+                packs.append((f"p:{naming.unique(seq, self._runtime.uuid())}", []))
+                at = 0
+            blob, pieces = packs[-1]
+            pieces.extend(encoded.pieces)
+            changes[i] = Set(key, generation, seq, Range(blob, at, encoded.length), encoded.facts)
+            at += encoded.length
+        for blob, pieces in packs:
+            self._backend.put(self._layout.path(blob), pieces)
+        progress(len(which))
+        return changes
+
+    # -- reading ----------------------------------------------------------------------------
+
+    def at_hand(self, entry: Entry) -> bytes | None:
+        """Return the value's bytes if no request is needed for them."""
+        if isinstance(entry.place, bytes):
+            return entry.place
+        return self.cache.get(entry.generation)
+
+    def fetch(self, key: str, entry: Entry) -> bytes:
+        """Return the value's bytes.
+
+        Raises
+        ------
+        BlobNotFound
+            The blob is gone: the entry is no longer current, or somebody deleted it.
+        """
+        data = self.at_hand(entry)
+        if data is None:
+            where = entry.range(key)
+            data = read_range(
+                self._backend,
+                self._runtime,
+                self._layout.path(where.blob),
+                where.offset,
+                where.length,
+            )
+            self.cache.add(entry.generation, data)
+        return data
+
+    def fetch_many(
+        self, items: Sequence[tuple[str, Entry]], progress: Progress
+    ) -> dict[str, bytes]:
+        """Return the bytes of many values by key; neighbours in one blob are read as one."""
+        found: dict[str, bytes] = {}
+        wanted: list[tuple[Range, str, Entry]] = []
+        for key, entry in items:
+            data = self.at_hand(entry)
+            if data is not None:
+                found[key] = data
+            else:
+                wanted.append((entry.range(key), key, entry))
+        progress(len(found))
+        wanted.sort(key=lambda item: (item[0].blob, item[0].offset))
+        spans: list[list[tuple[Range, str, Entry]]] = []
+        for item in wanted:
+            if spans and _adjacent(spans[-1], item[0]):
+                spans[-1].append(item)
+            else:
+                spans.append([item])
+
+        def one(span: list[tuple[Range, str, Entry]]) -> list[tuple[str, Entry, bytes]]:
+            first, last = span[0][0], span[-1][0]
+            length = max(where.offset + where.length for where, _, _ in span) - first.offset
+            data = read_range(
+                self._backend, self._runtime, self._layout.path(last.blob), first.offset, length
+            )
+            return [
+                (key, entry, data[at : at + where.length])
+                for where, key, entry in span
+                for at in [where.offset - first.offset]
+            ]
+
+        small = [span for span in spans if span[0][0].length <= PIECE_BYTES]
+        large = [span for span in spans if span[0][0].length > PIECE_BYTES]
+        for done in chain(self._runtime.map(one, small), map(one, large)):
+            for key, entry, data in done:
+                self.cache.add(entry.generation, data)
+                found[key] = data
+            progress(len(done))
+        return found
+
+    def decode(self, key: str, entry: Entry, data: bytes, dictionary: bytes) -> Any:
+        """Return the object. Runs code that the value brings along."""
+        blob = entry.blob(key)
+        return codec.decode(
+            data,
+            key=key,
+            dictionary=dictionary,
+            generation=entry.generation,
+            path=self._layout.path(blob) if blob else self._layout.index,
+            run=self._map,
+        )
+
+
+def _adjacent(span: list[tuple[Range, str, Entry]], where: Range) -> bool:
+    first, last = span[0][0], span[-1][0]
+    return (
+        last.blob == where.blob
+        and where.offset - (last.offset + last.length) <= _GAP_BYTES
+        and where.offset + where.length - first.offset <= PIECE_BYTES
+    )

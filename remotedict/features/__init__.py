@@ -1,0 +1,1 @@
+"""Features: thin modules over the engine, one idea each."""

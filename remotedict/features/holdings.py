@@ -1,0 +1,212 @@
+"""Holdings: the locks that one handle holds, and the renewal of their leases."""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from remotedict.backend import BackendError, LeaseLost
+from remotedict.engine.runtime import log
+from remotedict.errors import ClosedError, LockNotHeldError, RemoteDictError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from remotedict.backend import Lease
+    from remotedict.engine.runtime import Runtime
+
+_RENEWALS_PER_LEASE = 3
+_IDLE_SECONDS = 15.0
+
+
+@dataclass
+class Held:
+    """A lock that this handle holds.
+
+    `epochs` has two while it is being extended; it is `pending` while its first commit, or its
+    unlock, isn't known to stand. Both are for other threads, whose writes may be judged right
+    after that commit, and need not find the lock in the state. `until` is when the renewals end,
+    by the runtime's monotonic clock; None for never.
+    """
+
+    lease: Lease
+    until: float | None
+    asked: float  # when it was last acquired, or asked to be renewed
+    epochs: set[bytes]
+    renewing: bool = True
+    pending: bool = False
+
+    def due(self) -> float:
+        """Return when it is to be renewed, or, at its end, released."""
+        renewal = self.asked + self.lease.seconds / _RENEWALS_PER_LEASE
+        return min(renewal, self.end())
+
+    def end(self) -> float:
+        """Return when the renewals end; not while it is being extended."""
+        return self.until if self.until is not None and len(self.epochs) == 1 else math.inf
+
+
+Announced = dict[str, tuple[Held, bool]]
+"""By key, a lock that is about to have a new epoch, and whether it was held before."""
+
+
+class Holdings:
+    """The locks that one handle holds, by key. Thread-safe.
+
+    While there are any, a background thread renews their leases in time, until each one's end,
+    or that of the process. A renewal that gets no answer is tried again while the lease may
+    still be the holder's; a lease that is lost is lost for good.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._held: dict[str, Held] = {}
+        self._closed = False
+        self._renew_guard()
+
+    def _renew_guard(self) -> None:
+        self._guard = threading.Lock()
+        self._wake = threading.Condition(self._guard)
+        self._renewer: threading.Thread | None = None
+
+    def orphan(self) -> None:
+        """Hold nothing: this is a forked child, and the locks are its parent's."""
+        self._held = {}
+        self._renew_guard()  # another thread may have had it at that moment
+
+    def close(self) -> list[str]:
+        """Renew nothing any more; return what is still held."""
+        with self._guard:
+            self._closed = True
+            self._wake.notify_all()
+        return self.settled(list(self._held))
+
+    def get(self, key: str) -> Held | None:
+        """Return the lock on `key`, if this handle holds it."""
+        return self._held.get(key)
+
+    def forget(self, key: str) -> None:
+        """Hold `key` no more."""
+        with self._guard:
+            self._held.pop(key, None)
+
+    def announce(self, leases: Mapping[str, Lease], until: float | None, epoch: bytes) -> Announced:
+        """Let the other threads know of an epoch that is about to be.
+
+        Raises LeaseLost if a lock that is to be extended has come to its end just now.
+        """
+        now = self._runtime.monotonic()
+        with self._guard:
+            if self._closed:
+                msg = "this handle was closed; open a new one"
+                raise ClosedError(msg)
+            if any(not h.renewing for k in leases if (h := self._held.get(k))):
+                raise LeaseLost
+            if self._renewer is None:
+                renewer = threading.Thread(
+                    target=self._renew, name="remotedict-renewer", daemon=True
+                )
+                renewer.start()
+                self._renewer = renewer
+            announced = {}
+            for key, lease in leases.items():
+                held, was_there = self._held.get(key), key in self._held
+                if held is None:
+                    held = self._held[key] = Held(lease, until, now, {epoch}, pending=True)
+                held.epochs.add(epoch)
+                announced[key] = (held, was_there)
+            self._wake.notify_all()
+        return announced
+
+    def retract(self, announced: Announced, epoch: bytes, *, in_doubt: bool) -> None:
+        """Undo `announce`; but an epoch that may have come to be stays good for its holder."""
+        with self._guard:
+            for key, (held, was_there) in announced.items():
+                if not was_there and self._held.get(key) is held:
+                    del self._held[key]
+                elif not in_doubt:
+                    held.epochs.discard(epoch)
+
+    def confirm(self, announced: Announced, until: float | None, epoch: bytes) -> None:
+        """Hold what was announced; a lock that was held before doesn't end any sooner.
+
+        What another thread has unlocked meanwhile stays so. Raises ClosedError if the handle was
+        closed meanwhile.
+        """
+        with self._guard:
+            for key, (held, was_there) in announced.items():
+                held.epochs = {epoch}
+                if was_there:
+                    held.until = until if later(until, held.until) else held.until
+                else:
+                    held.pending = False
+                    if self._closed and self._held.get(key) is held:
+                        del self._held[key]
+            self._wake.notify_all()
+            if self._closed:
+                msg = "the handle was closed while it locked"
+                raise ClosedError(msg)
+
+    def leave(self, keys: Sequence[str]) -> dict[str, Held]:
+        """Mark `keys` as being unlocked, and return them; raise LockNotHeldError otherwise."""
+        with self._guard:
+            for key in keys:
+                if key not in self._held or self._held[key].pending:
+                    raise LockNotHeldError(key)
+            held = {key: self._held[key] for key in keys}
+            for one in held.values():
+                one.pending = True
+        return held
+
+    def settled(self, keys: Iterable[str]) -> list[str]:
+        """Return those of `keys` that are held and that no other thread is just unlocking."""
+        with self._guard:
+            return [key for key in keys if key in self._held and not self._held[key].pending]
+
+    def end_at(self, key: str, until: float | None) -> None:
+        """Let the renewals of a lock, if it is still held, end at another time."""
+        with self._guard:
+            if held := self._held.get(key):
+                held.until = until
+                self._wake.notify_all()
+
+    def _renew(self) -> None:
+        clock = self._runtime.monotonic
+        while True:
+            with self._guard:
+                if self._closed or not self._held:
+                    self._renewer = None
+                    return
+                due = [held.due() for held in self._held.values() if held.renewing]
+                self._wake.wait(max(min(due, default=clock() + _IDLE_SECONDS) - clock(), 0.01))
+                now = clock()
+                ripe = [h for h in self._held.values() if h.renewing and h.due() <= now]
+                for held in ripe:
+                    held.asked = now
+            for held in ripe:
+                # Each on its own: one that gets no answer must not hold up the others.
+                self._runtime.spawn(partial(self._renew_one, held, now))
+
+    def _renew_one(self, held: Held, now: float) -> None:
+        with self._guard:
+            if not held.renewing:
+                return
+            held.renewing = now < held.end()
+        try:
+            if held.renewing:
+                held.lease.renew()
+            else:
+                held.lease.release()
+        except LeaseLost:
+            held.renewing = False
+            log.warning("a lease on a lock was lost")
+        except (BackendError, RemoteDictError) as exc:
+            log.info("a lease wasn't renewed, and is tried again: %s", exc)
+
+
+def later(end: float | None, other: float | None) -> bool:
+    """Tell whether a lock until `end` outlasts one until `other`; None is for ever."""
+    return other is not None and (end is None or end > other)

@@ -1,0 +1,1 @@
+"""The pure part: records, state, conditions, codec. No I/O, no clock, no threads."""

@@ -1,0 +1,156 @@
+"""Names: which keys and folders are allowed, and where each blob lives."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import xxhash
+
+from remotedict.errors import CredentialsError, InvalidKeyError, InvalidNameError
+
+# A file of this name can't be made on Windows, whatever its extension.
+_DEVICES = frozenset(
+    ["con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(10))]
+)
+_ESCAPED_MAX = 120  # leaves room for a folder, a root path and the generation in 260 (Windows)
+_PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
+_ESCAPES = [chr(b) if b in _PLAIN else f"={b:02X}" for b in range(256)]
+_ODD_EDGE = re.compile(r"\.\.|^[.~ ]|[. ]$")
+_SPECIAL = re.compile(r'[<>:"|?*#%]')
+_FOLDER_MAX = 200
+_SECRET = re.compile(r"(?i)\b(AccountKey|SharedAccessSignature|sig)=")
+_CONTAINER = re.compile(r"(?=.{3,63}$)[a-z0-9]+(-[a-z0-9]+)*")
+
+
+def check_key(key: Any) -> str:
+    """Return `key` if it may name an entry, else raise InvalidKeyError."""
+    if not isinstance(key, str):
+        shown = f": {key!r:.80}" if isinstance(key, int | float | bytes | None) else ""
+        msg = f"a key must be a str, not {type(key).__name__}{shown}"
+        raise InvalidKeyError(msg)
+    if not key:
+        msg = "a key must not be empty"
+        raise InvalidKeyError(msg)
+    try:
+        key.encode()
+    except UnicodeEncodeError as exc:
+        msg = f"key {key!r} holds a lone surrogate (position {exc.start}) and can't be stored"
+        raise InvalidKeyError(msg) from None
+    # A subclass of str (np.str_, an Enum) is stored, and found again, as the plain text it is.
+    return str.__str__(key)
+
+
+def refuse_secret(text: Any) -> None:
+    """Raise CredentialsError if `text`, which should be a name, looks like a credential.
+
+    It was given as the wrong argument; it must not end up in a message, a repr or a file name.
+    """
+    if isinstance(text, str) and _SECRET.search(text):
+        msg = (
+            "a name, path or URL looks like a connection string or a SAS (it isn't shown here); "
+            "AzureDictionary takes a connection string first, and a SAS as credential="
+        )
+        raise CredentialsError(msg)
+
+
+def check_folder(folder: Any) -> str:
+    """Return `folder` if a dictionary may have this name, else raise InvalidNameError."""
+    refuse_secret(folder)
+    if not isinstance(folder, str):
+        msg = f"a folder name must be a str, not {type(folder).__name__}"
+        raise InvalidNameError(msg)
+    if not folder:
+        why = "is empty"
+    elif folder.casefold() == "index":
+        why = "is reserved: the index blobs of all folders live there"
+    elif "/" in folder or "\\" in folder:
+        why = "holds a slash; one dictionary is one folder, without sub-folders"
+    elif _ODD_EDGE.search(folder):
+        why = "begins or ends with '.', '~' or a space, or holds '..'"
+    elif _SPECIAL.search(folder):
+        why = "holds a character that a file system or a URL treats specially"
+    elif folder.split(".")[0].casefold() in _DEVICES:
+        why = "is the name of a device on Windows"
+    elif len(folder) > _FOLDER_MAX:
+        why = f"is longer than {_FOLDER_MAX} characters"
+    elif not folder.isprintable():
+        why = "holds a character that can't be shown"
+    else:
+        return folder
+    msg = f"folder name {folder!r:.80} can't be used: it {why}"
+    raise InvalidNameError(msg)
+
+
+def check_container(name: Any) -> str:
+    """Return `name` if Azure can have a container of it, else raise InvalidNameError."""
+    refuse_secret(name)
+    if isinstance(name, str) and (_CONTAINER.fullmatch(name) or name in {"$root", "$web"}):
+        return name
+    msg = (
+        f"container name {name!r:.80} can't be used: it must have 3 to 63 lower-case letters, "
+        "digits and single hyphens, and begin and end with a letter or digit"
+    )
+    raise InvalidNameError(msg)
+
+
+def escape(key: str) -> str:
+    """Return the form in which `key` appears in blob names; it is never parsed back.
+
+    >>> escape("run 1/loss")
+    'run=201=2Floss'
+    """
+    raw = key.encode()
+    text = "".join([_ESCAPES[b] for b in raw])
+    if text.lower() in _DEVICES:
+        text = f"={raw[0]:02X}{text[1:]}"
+    if len(text) > _ESCAPED_MAX:
+        # "==" marks the cut: it can't arise from escaping.
+        text = f"{text[: _ESCAPED_MAX - 34]}=={xxhash.xxh3_128_hexdigest(raw)}"
+    return text
+
+
+def unique(seq: int, uuid: bytes) -> str:
+    """Return the last part of an immutable blob's name: ``<seq>-<uuid>``."""
+    return f"{seq:012d}-{uuid.hex()}"
+
+
+def born(blob: str) -> int:
+    """Return the seq in an immutable blob's name or reference."""
+    return int(re.split("[/:]", blob)[-1].split("-", 1)[0])
+
+
+class Layout:
+    """The paths of one dictionary's blobs in its container.
+
+    Records name blobs by a *reference* that holds no folder: ``s:<seq>-<uuid>`` is a segment,
+    ``p:…`` a pack, ``c:…`` a checkpoint, ``v:<escaped key>/<seq>-<uuid>`` a value of its own.
+
+    >>> layout = Layout("runs")
+    >>> layout.path("p:000000000007-ab")
+    'runs/.packs/000000000007-ab'
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = check_folder(folder)
+        self.index = f"Index/{folder}/index"
+        self._prefixes = {
+            "s": f"Index/{folder}/segments/",
+            "c": f"Index/{folder}/checkpoints/",
+            "p": f"{folder}/.packs/",
+            "v": f"{folder}/",
+        }
+
+    def path(self, reference: str) -> str:
+        """Return the path of the blob that `reference` names."""
+        kind, _, name = reference.partition(":")
+        return self._prefixes[kind] + name
+
+    def lock(self, key: str) -> str:
+        """Return the path of the blob whose lease guards `key`."""
+        return f"Index/{self.folder}/locks/{xxhash.xxh3_128_hexdigest(key.encode())}"
+
+    @property
+    def commit_queue(self) -> str:
+        """The path of the blob whose lease lines up the writers under contention."""
+        return f"Index/{self.folder}/locks/.commit"

@@ -1,0 +1,304 @@
+"""The records on the store, and their frame: strictly decoded, never pickled.
+
+Every blob of the index side is one *frame*: 32 bytes of header, a data area, and one msgpack
+record. docs/format.md says every byte.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import msgspec
+import xxhash
+
+from remotedict.errors import CorruptBlobError, FormatVersionError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FORMAT_VERSION = 1
+FEATURES: frozenset[str] = frozenset()
+"""The features that this version can read; an index may require others of newer ones."""
+
+_HEADER = struct.Struct("<4sHBBQQQ")
+HEADER_BYTES = _HEADER.size
+_MAGIC = b"RDct"
+INDEX, SEGMENT, CHECKPOINT = 1, 2, 3
+
+
+class Record(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """The base of all records: a msgpack array of the fields in their order."""
+
+
+Id = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+_NAME = r"\d{12,}-[0-9a-f]{32}"
+# No reference can lead out of its folder.
+Reference = Annotated[str, msgspec.Meta(pattern=rf"^([spc]:{_NAME}|v:[A-Za-z0-9_=-]+/{_NAME})?\Z")]
+"""What names an immutable blob, see `naming.Layout`; "" is none, or the blob one stands in."""
+
+
+class Range(Record, frozen=True):
+    """`length` bytes at `offset` of a blob; a blob of ``""`` is the one this record is in."""
+
+    blob: Reference
+    offset: Count
+    length: Count
+
+
+Place = bytes | Range | Count
+"""Where a value's bytes are: inline; a range of a blob; or the length of a blob of its own."""
+
+
+class Facts(Record, frozen=True):
+    """What is known of a value without reading it."""
+
+    type: str
+    nbytes: Count
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+
+
+class Set(Record, frozen=True, tag="set"):
+    """The key now has this generation.
+
+    `born` is the newest commit that its writer knew when the upload began.
+    """
+
+    key: str
+    generation: Id
+    born: Count
+    place: Place
+    facts: Facts
+
+
+class Delete(Record, frozen=True, tag="del"):
+    """The key is gone."""
+
+    key: str
+
+
+class Holder(Record, frozen=True):
+    """Who took a lock, for people to read; `until` is in microseconds of UTC, or None."""
+
+    host: str
+    pid: int
+    author: str
+    until: int | None
+
+
+class Lock(Record, frozen=True, tag="lock"):
+    """The key is locked; the id of the commit is the epoch."""
+
+    key: str
+    holder: Holder
+
+
+class Unlock(Record, frozen=True, tag="unlock"):
+    """The lock of this epoch ends: released by its holder, or superseded."""
+
+    key: str
+    epoch: Id
+
+
+Change = Set | Delete | Lock | Unlock
+
+
+class Commit(Record, frozen=True):
+    """Changes that happen at once; `time` is in microseconds of UTC and for people only."""
+
+    id: Id
+    seq: Count
+    time: int
+    author: str
+    comment: str
+    changes: list[Change]
+
+
+class SegmentRef(Record, frozen=True):
+    """A segment as the index names it: commits `first` to `last`."""
+
+    blob: Reference
+    first: Count
+    last: Count
+    size: Count
+
+
+class CheckpointRef(Record, frozen=True):
+    """A checkpoint as the index names it: the whole state as of commit `seq`."""
+
+    blob: Reference
+    seq: Count
+    size: Count
+
+
+class Index(Record, frozen=True):
+    """The one mutable record.
+
+    `revision` counts its writes, also those that add no commit. `base` is the id of the commit
+    before the first one of `tail` (empty before the first commit of all).
+    """
+
+    dictionary: Id
+    incarnation: Id
+    features: list[str]
+    revision: Count
+    seq: Count
+    horizon: Count
+    horizon_seq: Count
+    base: bytes
+    checkpoint: CheckpointRef | None
+    segments: list[SegmentRef]
+    tail: list[Commit]
+
+    @property
+    def head(self) -> bytes:
+        """The id of the newest commit."""
+        return self.tail[-1].id if self.tail else self.base
+
+    @property
+    def settled(self) -> int:
+        """The newest commit that isn't in the tail."""
+        return self.seq - len(self.tail)
+
+
+class Segment(Record, frozen=True):
+    """Commits that left the index; `base` is the id of the commit before its first.
+
+    `previous` is the segment (or checkpoint) that stood before it when it was written, "" for
+    none. Merges and checkpoints may have taken its place since; `first` and `last` of what is
+    there tell how the pieces fit.
+    """
+
+    dictionary: Id
+    incarnation: Id
+    previous: Reference
+    base: bytes
+    horizon: Count
+    commits: list[Commit]
+
+
+class Column(Record, frozen=True):
+    """One column of a checkpoint: an LZ4 frame in its data area."""
+
+    name: str
+    dtype: str
+    stored: Count
+    size: Count
+
+
+class LockEntry(Record, frozen=True):
+    """A lock in a checkpoint."""
+
+    key: str
+    epoch: Id
+    holder: Holder
+
+
+class Retired(Record, frozen=True):
+    """A blob that no key needs since commit `seq`; vacuum takes it off the list."""
+
+    blob: Reference
+    seq: Count
+
+
+class Checkpoint(Record, frozen=True):
+    """The whole state as of commit `seq`; the columns are one row an entry.
+
+    `recent` are the ids of the newest commits up to `seq`, oldest first.
+    """
+
+    dictionary: Id
+    incarnation: Id
+    previous: Reference
+    seq: Count
+    horizon: Count
+    recent: list[Id]
+    rows: Count
+    tombstones: Count
+    blobs: list[Reference]
+    kinds: list[tuple[str, tuple[int, ...] | None, str | None]]
+    authors: list[str]
+    locks: list[LockEntry]
+    retired: list[Retired]
+    columns: list[Column]
+
+
+_T = TypeVar("_T", bound=Record)
+_KINDS: dict[type[Record], int] = {Index: INDEX, Segment: SEGMENT, Checkpoint: CHECKPOINT}
+_encoder = msgspec.msgpack.Encoder()
+
+
+def size(record: msgspec.Struct) -> int:
+    """Return how many bytes `record` takes, without its frame."""
+    return len(_encoder.encode(record))
+
+
+def encode(record: Record, data: Sequence[bytes] = ()) -> bytes:
+    """Return the blob that holds `record`, and `data` in its data area."""
+    payload = b"".join([*data, _encoder.encode(record)])
+    data_length = sum(map(len, data))
+    fields = (_MAGIC, FORMAT_VERSION, _KINDS[type(record)], 0, len(payload), data_length)
+    return _HEADER.pack(*fields, _checksum(fields, payload)) + payload
+
+
+def decode(blob: bytes, cls: type[_T], path: str) -> tuple[_T, memoryview]:
+    """Return the record of kind `cls` in the bytes of the blob at `path`, and its data area.
+
+    Raises
+    ------
+    CorruptBlobError
+        The bytes fail their magic, length, checksum or decoding.
+    FormatVersionError
+        A newer remotedict wrote them.
+    """
+    if len(blob) < HEADER_BYTES:
+        raise CorruptBlobError(path, f"it has only {len(blob)} bytes")
+    *fields, checksum = _HEADER.unpack_from(blob)
+    magic, version, kind, _flags, length, data_length = fields
+    if magic != _MAGIC:
+        raise CorruptBlobError(path, f"it begins with {magic!r}")
+    if version > FORMAT_VERSION:
+        raise FormatVersionError(path, f"its format version is {version}, not {FORMAT_VERSION}")
+    if length != len(blob) - HEADER_BYTES or data_length > length:
+        have = len(blob) - HEADER_BYTES
+        raise CorruptBlobError(path, f"it should hold {length} bytes but holds {have}")
+    view = memoryview(blob)[HEADER_BYTES:]
+    if checksum != _checksum(tuple(fields), view):
+        raise CorruptBlobError(path, "its checksum is wrong")
+    if kind != _KINDS[cls]:
+        raise CorruptBlobError(path, f"it is not a {cls.__name__.lower()} (kind {kind})")
+    try:
+        record = msgspec.msgpack.decode(view[data_length:], type=cls)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise CorruptBlobError(path, f"its record can't be decoded: {exc}") from exc
+    if isinstance(record, Index):
+        _check_index(record, path)
+    return record, view[:data_length]
+
+
+def _checksum(fields: tuple[object, ...], payload: bytes | memoryview) -> int:
+    digest = xxhash.xxh3_64(_HEADER.pack(*fields, 0))
+    digest.update(payload)
+    return digest.intdigest()
+
+
+def _check_index(index: Index, path: str) -> None:
+    if unknown := sorted(set(index.features) - FEATURES):
+        raise FormatVersionError(path, f"it requires {', '.join(unknown)}")
+    seqs = [index.checkpoint.seq] if index.checkpoint else [0]
+    for ref in index.segments:
+        if ref.first != seqs[-1] + 1 or ref.last < ref.first:
+            raise CorruptBlobError(path, f"segment {ref.blob} doesn't follow commit {seqs[-1]}")
+        seqs.append(ref.last)
+    check_contiguous(index.tail, seqs[-1] + 1, path)
+    if index.settled != seqs[-1]:
+        raise CorruptBlobError(path, f"its tail ends at {index.seq}, not where its seq says")
+
+
+def check_contiguous(commits: Sequence[Commit], first: int, path: str) -> None:
+    """Raise CorruptBlobError unless the seqs of `commits` count up from `first`."""
+    for expected, commit in enumerate(commits, first):
+        if commit.seq != expected:
+            raise CorruptBlobError(path, f"commit {commit.seq} stands where {expected} should")

@@ -1,0 +1,197 @@
+"""Sessions: where a dictionary is, and the live parts that serve it in this process."""
+
+from __future__ import annotations
+
+import atexit
+import getpass
+import os
+import socket
+import threading
+import weakref
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from remotedict.engine.core import Engine, Tuning
+from remotedict.engine.runtime import default_runtime
+from remotedict.errors import ClosedError
+from remotedict.features.locks import Locks
+from remotedict.pure.naming import Layout
+
+if TYPE_CHECKING:
+    from remotedict.backend import Backend
+    from remotedict.engine.runtime import Runtime
+
+
+_EXIT_SECONDS = 5.0
+
+
+class Place(Protocol):
+    """Where dictionaries live: a container, a local folder, a piece of memory.
+
+    Copied to another process it must have left its secrets behind, unless told otherwise, and
+    find others there.
+    """
+
+    def backend(self, timeout: float, runtime: Runtime) -> Backend:
+        """Return a backend with connections of its own."""
+
+    def describe(self) -> str:
+        """Return what stands before the folder in a repr."""
+
+    def portable(self, *, credentials: bool) -> Place:
+        """Return what may be pickled: without secrets, unless `credentials`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options that all dictionaries take; `RemoteDict` explains them."""
+
+    author: str | None = None
+    timeout: float = 60.0
+    max_staleness: float = 0.0
+    inline_bytes: int = 2048
+    cache_bytes: int = 64 * 1024 * 1024
+    progress: bool | None = None
+    pickle_credentials: bool = False
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> Options:
+        """Return the options that were given; raise TypeError for one that there isn't."""
+        names = [field.name for field in fields(cls)]
+        if unknown := [name for name in given if name not in names]:
+            msg = f"there is no option {unknown[0]}=; the options are {', '.join(names)}"
+            raise TypeError(msg)
+        return cls(**given)
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense."""
+        if not isinstance(self.author, str | None):
+            msg = f"author= must be a str, not {type(self.author).__name__}"
+            raise TypeError(msg)
+        for name in ("timeout", "max_staleness", "inline_bytes", "cache_bytes"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                msg = f"{name}= must be a number, not {type(value).__name__}"
+                raise TypeError(msg)
+            if not value >= 0 or (name == "timeout" and value == 0):
+                least = "more than 0" if name == "timeout" else "0 or more"
+                msg = f"{name}= must be {least}, not {value!r}"
+                raise ValueError(msg)
+
+    def tuning(self) -> Tuning:
+        """Return the options that the engine knows."""
+        return Tuning(
+            self.author if self.author is not None else default_author(),
+            self.timeout,
+            self.max_staleness,
+            int(self.inline_bytes),
+            int(self.cache_bytes),
+        )
+
+
+def default_author() -> str:
+    """Return ``user@host``."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container without a user database
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
+
+
+class Parts(NamedTuple):
+    """The live parts of a session."""
+
+    engine: Engine
+    locks: Locks
+
+
+class Session:
+    """Makes the parts when they are first needed; a forked child makes its own.
+
+    A child must not touch its parent's sockets: it would read the other's answers. Nor does it
+    hold its parent's locks.
+    """
+
+    def __init__(self, place: Place, folder: str, options: Options) -> None:
+        self.place = place
+        self.layout = Layout(folder)
+        self.options = options
+        self._lock = threading.Lock()
+        self._parts: Parts | None = None
+        self._closed = False
+        _sessions.add(self)
+
+    def parts(self) -> Parts:
+        """Return the live parts."""
+        parts = self._parts
+        if parts and not self._closed:
+            return parts
+        with self._lock:
+            if self._closed:
+                msg = f"this handle of {self.title()} was closed; open a new one"
+                raise ClosedError(msg)
+            if self._parts is None:
+                runtime = default_runtime()
+                backend = self.place.backend(self.options.timeout, runtime)
+                engine = Engine(backend, self.layout, self.options.tuning(), runtime)
+                locks = Locks(engine)
+                runtime.start()
+                # A handle that nobody has any more must not keep its locks.
+                weakref.finalize(self, runtime.post, locks.close).atexit = False
+                self._parts = Parts(engine, locks)
+            return self._parts
+
+    def title(self) -> str:
+        """Return where the dictionary is, for people."""
+        return f'{self.place.describe()}; Folder: "{self.layout.folder}"'
+
+    def close(self) -> None:
+        """Unlock, finish the upkeep, and give up connections. Closing again does nothing."""
+        with self._lock:
+            parts, self._parts, self._closed = self._parts, None, True
+        if parts:
+            parts.locks.close()
+            parts.engine.close()
+
+    def forget_parts(self) -> None:
+        """Begin anew: this is a forked child."""
+        self._lock = threading.Lock()
+        if self._parts:
+            self._parts.engine.orphan()
+            self._parts.locks.orphan()
+        self._parts = None
+
+    def release_locks(self, timeout: float) -> None:
+        """Unlock what this handle still holds, if the store answers in time."""
+        if self._parts and not self._closed:
+            self._parts.engine.backend.timeout = timeout
+            self._parts.locks.close()
+
+    def again(self) -> Session:
+        """Return another session on the same dictionary, for this process."""
+        return Session(self.place, self.layout.folder, self.options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel without the parts, and without secrets."""
+        options = self.options
+        place = self.place.portable(credentials=options.pickle_credentials)
+        return Session, (place, self.layout.folder, replace(options))
+
+
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for session in list(_sessions):
+        session.forget_parts()
+
+
+@atexit.register
+def _release_locks() -> None:
+    """Spare others the wait for this process's leases to run out, if that is quickly done."""
+    for session in list(_sessions):
+        session.release_locks(_EXIT_SECONDS)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

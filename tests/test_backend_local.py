@@ -1,0 +1,332 @@
+"""The store in a folder keeps the contract of all stores, for processes as for threads."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import stat
+import sys
+import threading
+
+import pytest
+
+from backend_contract import (
+    GUARD,
+    LEASE,
+    BackendContract,
+    Clock,
+    ClockedLeaseContract,
+    done,
+    new_id,
+)
+from remotedict import LocalDictionary, RemoteDictError
+from remotedict.backend import BackendError, LeaseHeld, LeaseLost, PreconditionFailed
+from remotedict.backend.local import LocalBackend
+from remotedict.errors import AccessDeniedError, InvalidNameError, StoreUnavailableError
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="of POSIX systems only")
+
+
+class TestLocalBackend(ClockedLeaseContract, BackendContract):
+    @pytest.fixture
+    def clock(self):
+        return Clock()
+
+    @pytest.fixture
+    def backend(self, tmp_path, clock):
+        return LocalBackend(tmp_path / "made" / "when needed", clock)
+
+    @pytest.fixture
+    def wait(self, clock):
+        return clock.wait
+
+    def stored(self, backend):
+        return {
+            file.relative_to(backend.root).as_posix(): file.read_bytes()
+            for file in backend.root.rglob("*")
+            if file.is_file() and not file.name.startswith("~")
+        }
+
+
+@pytest.fixture
+def store(tmp_path):
+    return LocalBackend(tmp_path / "store")
+
+
+# -- where and for whom ---------------------------------------------------------------------
+
+
+@posix
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
+def test_files_and_folders_are_for_this_user_alone(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        store = LocalBackend(tmp_path / "new" / "store")
+        etag = store.put("f/k/x", b"data").etag
+        store.put("f/k/x", b"more", if_match=etag)
+        store.lease("f/locks/x", LEASE, lease_id=new_id()).renew()
+    finally:
+        os.umask(before)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "new").rglob("*")}
+    for path, mode in {tmp_path / "new": _mode(tmp_path / "new"), **modes}.items():
+        assert mode & 0o077 == 0, path
+        if not umask & 0o700:
+            assert mode == (0o700 if path.is_dir() else 0o600), path
+
+
+def _mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@posix
+def test_a_folder_that_was_there_keeps_its_mode(tmp_path):
+    tmp_path.chmod(0o755)
+    LocalBackend(tmp_path).put("f/x", b"data")
+    assert _mode(tmp_path) == 0o755
+    assert _mode(tmp_path / "f") == 0o700
+
+
+def test_nothing_is_made_before_the_first_write(tmp_path):
+    store = LocalBackend(tmp_path / "store")
+    assert list(store.list("")) == []
+    store.delete(["f/x"])
+    with LocalDictionary(tmp_path / "store") as d:
+        assert len(d) == 0
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_bytes(b"mine")
+    for open_ in (LocalBackend, LocalDictionary):
+        with pytest.raises(InvalidNameError, match="file"):
+            open_(tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"mine"
+
+
+def test_a_file_in_place_of_a_parent_folder_is_a_typed_error(tmp_path):
+    (tmp_path / "file").write_bytes(b"mine")
+    with pytest.raises(RemoteDictError), LocalDictionary(tmp_path / "file" / "folder") as d:
+        d["k"] = 1
+    assert (tmp_path / "file").read_bytes() == b"mine"
+
+
+def test_a_change_of_the_working_directory_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = LocalBackend("store")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    store.put("x", b"data")
+    assert (tmp_path / "store" / "x").read_bytes() == b"data"
+
+
+# -- failures of the file system ------------------------------------------------------------
+
+
+def test_what_a_crash_left_behind_is_not_listed_and_disturbs_nothing(store):
+    store.put("f/k/x", b"data")
+    folder = store.root / "f" / "k"
+    (folder / "~tmp-0123").write_bytes(b"half of it")
+    (folder / "~lock").write_bytes(b"")  # unlocked by the system when its process died
+    (folder / "~lease-x").write_bytes(b"")  # as after a loss of power
+    (folder / "~tmp-4567").mkdir()
+    assert [blob.name for blob in store.list("")] == ["f/k/x"]
+    etag = store.put("f/k/x", b"more", if_match=store.get("f/k/x").etag).etag
+    store.lease("f/k/x", LEASE, lease_id=new_id()).release()
+    assert store.get("f/k/x") == (b"more", etag)
+    store.delete(["f/k/x"])
+    assert list(store.list("")) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [
+        (errno.ENOSPC, StoreUnavailableError),
+        (errno.EROFS, StoreUnavailableError),
+        (errno.EIO, StoreUnavailableError),
+        (errno.EMFILE, StoreUnavailableError),
+        (errno.EACCES, AccessDeniedError),
+        (errno.EPERM, AccessDeniedError),
+    ],
+    ids=errno.errorcode.get,
+)
+@pytest.mark.parametrize("call", ["open", "fsync", "replace"])
+@pytest.mark.parametrize("condition", ["none", "match", "absent"])
+def test_a_put_that_fails_changes_nothing_and_leaves_nothing(
+    store, monkeypatch, number, error, call, condition
+):
+    etag = store.put("f/x", b"current").etag
+    name = "f/new" if condition == "absent" else "f/x"
+    options = {"none": {}, "match": {"if_match": etag}, "absent": {"if_absent": True}}[condition]
+
+    def fail(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"os.{call}", fail)
+        if call == "replace":
+            patch.setattr("remotedict.backend.local._replace", fail)
+        with pytest.raises(error, match=os.strerror(number)) as caught:
+            store.put(name, b"mine", **options)
+    assert caught.value.__cause__.errno == number
+    assert {file.name for file in (store.root / "f").iterdir()} <= {"x", "~lock"}
+    assert store.get("f/x") == (b"current", etag)
+    store.put(name, b"mine", **options)
+    assert store.get(name).data == b"mine"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO], ids=errno.errorcode.get)
+def test_a_read_that_fails_is_never_a_missing_blob(store, monkeypatch, number):
+    store.put("f/x", b"data")
+
+    def fail(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    for name in ("_read_bytes", "_open"):
+        monkeypatch.setattr(f"remotedict.backend.local.{name}", fail)
+    for options in ({}, {"range": (0, 1)}):
+        with pytest.raises((AccessDeniedError, StoreUnavailableError)):
+            store.get("f/x", **options)
+
+
+def test_a_listing_is_never_partial(store, monkeypatch):
+    store.put("f/k/x", b"data")
+    store.put("g/k/x", b"data")
+    real = os.scandir
+
+    def fail(path, *args):
+        if os.fspath(path).endswith("g"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, *args)
+
+    monkeypatch.setattr("os.scandir", fail)
+    with pytest.raises(AccessDeniedError):
+        list(store.list(""))
+
+
+def test_every_write_is_synced_before_it_is_seen(store, monkeypatch):
+    events = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr("os.fsync", lambda fd: (events.append("sync"), sync(fd))[1])
+    monkeypatch.setattr(
+        "remotedict.backend.local._replace",
+        lambda *paths: (events.append("replace"), replace(*paths))[1],
+    )
+    store.put("f/x", b"data")
+    after = ["sync"] if os.name == "posix" else []  # the folder's
+    assert events == ["sync", "replace", *after]
+
+
+# -- processes ------------------------------------------------------------------------------
+
+METHODS = ["spawn"] if sys.platform == "win32" else ["spawn", "fork"]
+forking = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+def _add(root, times):
+    store = LocalBackend(root)
+    for _ in range(times):
+        while True:
+            data, etag = store.get("f/counter")
+            try:
+                store.put("f/counter", b"%d" % (int(data) + 1), if_match=etag)
+            except PreconditionFailed:
+                continue
+            break
+
+
+@forking
+@pytest.mark.parametrize("method", METHODS)
+def test_a_counter_of_two_processes_loses_nothing(store, method):
+    store.put("f/counter", b"0")
+    context = multiprocessing.get_context(method)
+    processes = [context.Process(target=_add, args=(store.root, 50)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(GUARD)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert store.get("f/counter").data == b"100"
+
+
+def _take(root, asked, answers):
+    store = LocalBackend(root)
+    for lease_id, force in asked:
+        taken = done(
+            lambda: store.lease("f/lock", LEASE, lease_id=lease_id, force=force),  # noqa: B023
+            LeaseHeld,
+        )
+        answers.put(taken)
+
+
+@forking
+@pytest.mark.parametrize("method", METHODS)
+def test_a_lease_holds_against_other_processes(store, method):
+    context = multiprocessing.get_context(method)
+    answers = context.SimpleQueue()
+    lease = store.lease("f/lock", LEASE, lease_id=new_id())
+    asked = [(new_id(), False), (lease.id, False), (new_id(), True)]
+    process = context.Process(target=_take, args=(store.root, asked, answers))
+    process.start()
+    process.join(GUARD)
+    assert process.exitcode == 0
+    # Another's is refused, the same acquisition isn't, and force takes it.
+    assert [answers.get() for _ in asked] == [False, True, True]
+    with pytest.raises(LeaseLost):
+        lease.renew()
+
+
+@posix
+@forking
+def test_a_forked_child_uses_its_parents_store_at_once(store):
+    etag = store.put("f/x", b"parent").etag
+    inside, ended = threading.Event(), threading.Event()
+
+    def hold():
+        with store._locked(store.root / "f"):
+            inside.set()
+            ended.wait(GUARD)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    inside.wait(GUARD)
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=store.put, args=("f/x", b"child"), kwargs={"if_match": etag})
+    process.start()  # while another thread of the parent is within the lock
+    ended.set()
+    holder.join()
+    process.join(GUARD)
+    assert process.exitcode == 0
+    assert store.get("f/x").data == b"child"
+
+
+@posix
+@forking
+def test_a_child_that_is_killed_leaves_no_lock(store):
+    etag = store.put("f/x", b"before").etag
+
+    def hold(inside):
+        with store._locked(store.root / "f"):
+            inside.set()
+            threading.Event().wait(GUARD)
+
+    context = multiprocessing.get_context("fork")
+    inside = context.Event()
+    process = context.Process(target=hold, args=(inside,))
+    process.start()
+    assert inside.wait(GUARD)
+    process.kill()
+    process.join(GUARD)
+    store.put("f/x", b"after", if_match=etag)
+    assert store.get("f/x").data == b"after"
+
+
+def test_a_lock_that_stays_busy_is_told_not_waited_for_without_end(store, monkeypatch):
+    monkeypatch.setattr("remotedict.backend.local._LOCK_TIMEOUT", 0.05)
+    etag = store.put("f/x", b"data").etag
+    with store._locked(store.root / "f"):
+        with pytest.raises((BackendError, StoreUnavailableError), match="busy"):
+            store.put("f/x", b"mine", if_match=etag)
+        store.put("f/y", b"no precondition, no lock")
+    assert {file.name for file in (store.root / "f").iterdir()} <= {"x", "y", "~lock"}
+    assert store.get("f/x").data == b"data"

@@ -1,0 +1,730 @@
+"""The rules of locks, each with the interleaving that breaks it when the rule is dropped.
+
+The numbers are those of the list in docs/design.md.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from faults import INDEX, after, lose_reply, lose_request
+from remotedict import (
+    ClosedError,
+    ItemLockedError,
+    LockLostError,
+    LockNotHeldError,
+    LockTimeoutError,
+    UnknownOutcomeError,
+)
+from remotedict.features.holdings import Holdings
+from remotedict.features.locks import LEASE_SECONDS
+from remotedict.pure.records import Set, Unlock
+
+
+@pytest.fixture
+def sleepy(monkeypatch):
+    """Let nobody renew: every holder is one that sleeps."""
+    monkeypatch.setattr(Holdings, "_renew", lambda _: None)
+
+
+@pytest.fixture
+def clients(world, sleepy):
+    made = world.open(), world.open()
+    made[0]["k"] = "old"
+    return made
+
+
+def epoch(client, key="k"):
+    lock = client._engine.known().state.lock(key)
+    return lock and lock.epoch
+
+
+def lease_runs_out(world):
+    world.clock.now += LEASE_SECONDS + 1
+
+
+# Rule 6: read the state, then ask for the lease, then commit if the lock is still the one read.
+
+
+def test_a_lock_reads_the_state_then_asks_for_the_lease_then_commits(world, clients):
+    a, _ = clients
+    world.of(a).calls.clear()
+    a.lock_item("k")
+    assert [c.verb for c in world.of(a).calls] == ["get", "lease", "put"]
+
+
+def test_a_sleeper_between_lease_and_commit_never_supersedes_a_living_holder(world, clients):
+    sleeper, holder = clients
+
+    def sleeps(act):
+        lease = act()
+        lease_runs_out(world)
+        holder.lock_item("k", duration=-1)
+        return lease
+
+    world.of(sleeper).at("lease", "", sleeps)
+    with pytest.raises(ItemLockedError):
+        sleeper.lock_item("k", wait=False)
+    assert holder.locks["k"].mine
+    holder["k"] = "the holder's"
+
+
+def test_a_sleeper_between_state_and_lease_supersedes_nobody_it_has_not_seen(world, clients):
+    sleeper, holder = clients
+
+    def sleeps(act):
+        holder.lock_item("k", duration=-1)
+        return act()
+
+    world.of(sleeper).at("lease", "", sleeps)
+    with pytest.raises(ItemLockedError) as caught:
+        sleeper.lock_item("k", wait=False)
+    assert caught.value.item_name == "k"
+    assert holder.locks["k"].mine
+
+
+# Rule 7: the holder's writes, and its unlock, demand exactly its epoch.
+
+
+@pytest.mark.parametrize("still_locked", [False, True])
+def test_a_superseded_holder_can_not_write_even_when_the_key_is_free_again(
+    world, clients, still_locked
+):
+    holder, other = clients
+    holder.lock_item("k", duration=-1)
+    lease_runs_out(world)
+    other.lock_item("k")
+    other["k"] = "other's"
+    if not still_locked:
+        other.unlock_item("k")
+    with pytest.raises(LockLostError) as caught:
+        holder["k"] = "stale"
+    assert caught.value.item_name == "k"
+    assert other["k"] == "other's"
+    if not still_locked:
+        holder["k"] = "knowing"  # the loss is said once, and then forgotten
+        assert other["k"] == "knowing"
+
+
+def test_the_unlock_of_a_superseded_holder_unlocks_nobody_else(world, clients):
+    holder, other = clients
+    holder.lock_item("k")
+    lease_runs_out(world)
+    other.lock_item("k")
+    with pytest.raises(LockLostError):
+        holder.unlock_item("k")
+    assert other.locks["k"].mine
+    with pytest.raises(LockNotHeldError):
+        holder.unlock_item("k")
+
+
+def test_a_holder_is_superseded_between_its_decision_and_its_put(world, clients):
+    holder, other = clients
+    holder.lock_item("k")
+
+    def paused(act):
+        lease_runs_out(world)
+        other["k"] = "other's"
+        return act()
+
+    world.of(holder).at("put", INDEX, paused)
+    with pytest.raises(LockLostError):
+        holder["k"] = "stale"
+    assert other["k"] == "other's"
+
+
+def test_an_orderly_unlock_never_looks_like_a_loss(world, clients):
+    holder, other = clients
+    holder.lock_item("k")
+    refused = []
+
+    def just_before_the_unlock(act):
+        with pytest.raises(ItemLockedError):
+            other["k"] = "too early"
+        refused.append(True)
+        return act()
+
+    world.of(holder).at("put", INDEX, just_before_the_unlock)
+    holder.unlock_item("k")
+    assert refused
+    other["k"] = "in time"
+
+
+# Rule 8: an epoch is a commit id; each acquisition has a fresh lease; a lost one stays lost.
+
+
+def test_an_epoch_is_the_id_of_the_commit_that_locked(world, clients):
+    a, b = clients
+    a.lock_item("k")
+    assert epoch(b) == b._engine.known().state.head
+
+
+def test_each_acquisition_has_a_fresh_lease(world, clients):
+    a, _ = clients
+    for _ in range(3):
+        a.lock_item("k")
+        a.unlock_item("k")
+    ids = [call.args["lease_id"] for call in world.of(a).sent("lease")]
+    assert len(set(ids)) == len(ids) == 3
+
+
+def test_a_lost_lease_is_not_taken_again_under_the_old_epoch(world, clients):
+    holder, other = clients
+    holder.lock_item("k", duration=-1)
+    before = epoch(other)
+    lease_runs_out(world)
+    path = holder._engine.layout.lock("k")
+    world.store.lease(path, 15, lease_id="somebody").release()
+    holder.lock_item("k", duration=-1)
+    assert epoch(other) != before
+    holder["k"] = "new"
+    assert other["k"] == "new"
+
+
+# Rule 9: whoever writes through a dead holder's lock ends that epoch in the same commit.
+
+
+@pytest.mark.parametrize("write", ["set", "del", "clear", "bulk"])
+def test_a_write_through_a_dead_holders_lock_ends_its_epoch_in_the_same_commit(
+    world, clients, write
+):
+    holder, other = clients
+    holder.lock_item("k", duration=-1)
+    old = epoch(other)
+    lease_runs_out(world)
+    {
+        "set": lambda: other.__setitem__("k", 1),
+        "del": lambda: other.__delitem__("k"),
+        "clear": other.clear,
+        "bulk": lambda: other.update(k=1, z=2),
+    }[write]()
+    newest = other._engine.index.known.index.tail[-1]
+    assert newest.changes[0] == Unlock("k", old)
+    assert any(not isinstance(change, Unlock | Set) or change.key for change in newest.changes[1:])
+    assert other.locks == {}
+    with pytest.raises(LockLostError):
+        holder["k"] = "stale"
+
+
+def test_a_writer_that_took_a_dead_holders_lease_does_not_end_a_newer_lock(world, clients):
+    dead, writer = clients
+    third = world.open()
+    dead.lock_item("k")
+    lease_runs_out(world)
+
+    def paused(act):
+        lease_runs_out(world)  # the writer's own lease on the lock blob runs out as well
+        third.lock_item("k", duration=-1)
+        return act()
+
+    world.of(writer).at("lease", "", lambda act: (act(), paused(lambda: None))[0])
+    with pytest.raises(ItemLockedError):
+        writer["k"] = "stale"
+    assert third.locks["k"].mine
+    assert third["k"] == "old"
+
+
+@pytest.mark.parametrize("lose", [lose_reply, lose_request])
+def test_a_takeover_survives_a_lost_answer(world, clients, lose):
+    holder, other = clients
+    holder.lock_item("k")
+    lease_runs_out(world)
+    world.of(other).at("lease", "", lose)
+    world.of(other).at("put", INDEX, lose)
+    other["k"] = "taken"
+    assert holder.get("k") == "taken"
+    assert epoch(other) is None
+
+
+# Rule 10: several locks are taken in sorted order; the writers' queue has a finite lease.
+
+
+def test_several_locks_are_taken_in_sorted_order_whatever_order_they_are_named_in(world, clients):
+    a, _ = clients
+    a.lock_item(["c", "a", "b"])
+    layout = a._engine.layout
+    assert [c.path for c in world.of(a).sent("lease")] == [layout.lock(k) for k in "abc"]
+    assert len({epoch(a, k) for k in "abc"}) == 1  # one commit: all or none
+
+
+def test_of_several_locks_all_are_taken_or_none(world, clients):
+    a, b = clients
+    b.lock_item("b", duration=-1)
+    with pytest.raises(ItemLockedError) as caught:
+        a.lock_item(["a", "b", "c"], wait=False)
+    assert caught.value.item_name == "b"
+    assert list(b.locks) == ["b"]
+    b.lock_item(["a", "c"], wait=False)  # a's leases on them are given back
+
+
+def test_the_writers_queue_has_a_finite_lease_and_a_dead_waiter_stops_nobody(world, clients):
+    a, b = clients
+    world.store.lease(a._engine.layout.commit_queue, 15, lease_id="a waiter that is dead")
+    for n in range(6):
+        world.of(a).at("put", INDEX, after(lambda n=n: b.__setitem__("k", n)))
+    a["mine"] = 1
+    queued = world.of(a).sent("lease", ".commit")
+    assert queued
+    assert all(0 < call.args["seconds"] <= 60 for call in queued)
+    assert b["mine"] == 1
+
+
+def test_a_writer_that_loses_several_times_lines_up(world, clients):
+    a, b = clients
+    for n in range(5):
+        world.of(a).at("put", INDEX, after(lambda n=n: b.__setitem__("k", n)))
+    a["mine"] = 1
+    assert len(world.of(a).sent("lease", ".commit")) == 1
+
+
+# Around the rules.
+
+
+def test_everybody_reads_and_nobody_else_writes_a_locked_key(world, clients):
+    holder, other = clients
+    holder.lock_item("k", duration=30)
+    before = world.store.get(INDEX)
+    refused = [
+        lambda: other.__setitem__("k", 1),
+        lambda: other.__delitem__("k"),
+        lambda: other.pop("k"),
+        other.popitem,
+        other.clear,
+        lambda: other.update(k=1, z=2),
+        lambda: other.__setitem__(["z", "k"], [1, 2]),
+    ]
+    for write in refused:
+        with pytest.raises(ItemLockedError) as caught:
+            write()
+        assert caught.value.item_name == "k"
+        assert str(caught.value.seconds_left)
+        assert "root" not in caught.value.holder or holder.locks["k"].author in caught.value.holder
+    assert world.store.get(INDEX) == before
+    assert other["k"] == "old"
+    other["free"] = 1
+
+
+def test_a_lock_reserves_the_name_of_a_key_that_does_not_exist(world, clients):
+    holder, other = clients
+    holder.lock_item("new")
+    assert "new" not in other
+    with pytest.raises(ItemLockedError):
+        other["new"] = 1
+    holder["new"] = 2
+    holder.unlock_item("new")
+    other["new"] = 3
+
+
+def test_locking_again_extends(world, clients):
+    holder, other = clients
+    holder.lock_item("k", duration=20)
+    world.clock.now += 1
+    holder.lock_item("k", duration=60)
+    assert holder._parts.locks._held.get("k").until == world.clock.now + 60
+    world.clock.now += 3
+    with pytest.raises(ItemLockedError) as caught:
+        other.lock_item("k", wait=False)
+    assert 50 < caught.value.seconds_left <= 60
+    holder["k"] = "new"
+    holder.unlock_item("k")
+    other["k"] = "mine"
+
+
+def test_locking_again_for_less_does_not_shorten(world, clients):
+    holder, _ = clients
+    holder.lock_item("k", duration=-1)
+    holder.lock_item("k", duration=2)
+    assert holder._parts.locks._held.get("k").until is None
+    assert len(world.of(holder).sent("lease")) == 1
+
+
+def test_force_supersedes_and_the_next_locker_need_not_wait(world, clients):
+    holder, other = clients
+    holder.lock_item("k", duration=-1)
+    other.unlock_item("k", force=True)
+    assert other.locks == {}
+    other.lock_item("k", wait=False)
+    with pytest.raises(LockLostError):
+        holder["k"] = "stale"
+    other.unlock_item("k")
+    other.unlock_item("k", force=True)  # nobody's: nothing to do
+
+
+def test_a_lock_that_can_not_be_had_in_time_says_so(world, clients):
+    holder, other = clients
+    holder.lock_item("k", duration=-1)
+
+    class Renewing:
+        """The holder's renewals: its lease doesn't run out while the other waits."""
+
+        def __enter__(self):
+            self.was = world.runtime.sleep
+            world.runtime.sleep = self.sleep
+
+        def sleep(self, seconds):
+            world.clock.now += seconds
+            holder._parts.locks._held.get("k").lease.renew()
+
+        def __exit__(self, *_):
+            del world.runtime.sleep
+
+    with Renewing(), pytest.raises(LockTimeoutError) as caught:
+        other.lock_item("k", timeout=40)
+    assert isinstance(caught.value, TimeoutError)
+    assert caught.value.seconds_left is None
+
+
+def test_a_waiter_gets_the_lock_once_the_holder_is_gone(world, clients):
+    dead, other = clients
+    dead.lock_item("k", duration=-1)
+    began = world.clock.now
+    other.lock_item("k", timeout=60)
+    assert world.clock.now - began <= LEASE_SECONDS + 1
+    other["k"] = "mine"
+    with pytest.raises(LockLostError):
+        dead["k"] = "stale"
+
+
+def test_an_acquisition_whose_reply_is_lost_is_still_the_callers(world, clients):
+    a, b = clients
+    world.of(a).at("lease", "", lose_reply)
+    world.of(a).at("put", INDEX, lose_reply)
+    a.lock_item("k")
+    assert b.locks["k"].pid
+    a["k"] = 1
+    a.unlock_item("k")
+    assert b.locks == {}
+
+
+def test_an_acquisition_of_unknown_outcome_locks_nobody_out_for_long(world, clients):
+    a, b = clients
+    a._engine.backend.timeout = 3
+
+    def cut_off(act):
+        act()
+        for _ in range(100):
+            world.of(a).at("get", INDEX, lose_request)
+        return lose_request(act)
+
+    world.of(a).at("put", INDEX, cut_off)
+    with pytest.raises(UnknownOutcomeError):
+        a.lock_item("k")
+    world.of(a).steps.clear()
+    b["k"] = "free"  # its lease was given back: the holder counts as gone
+    a["k"] = "also"
+    assert b["k"] == "also"
+
+
+def test_a_critical_section_excludes_threads_of_one_handle(world, clients):
+    a, _ = clients
+    a["n"] = 0
+
+    def count():
+        for _ in range(20):
+            with a.lock("n"):
+                a["n"] += 1
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert a["n"] == 80
+    assert a.locks == {}
+
+
+def test_critical_sections_nest_and_only_the_outermost_unlocks(world, clients):
+    a, b = clients
+    with a.lock("k", "m"):
+        with a.lock("k"):
+            a["k"] = 1
+        with pytest.raises(ItemLockedError):
+            b["k"] = 2
+    b["k"] = 3
+    a.lock_item("k", duration=-1)
+    with a.lock("k"):
+        pass
+    assert b.locks["k"].pid  # locked by lock_item before, and so after
+
+
+def test_another_thread_does_not_wait_when_told_not_to(world, clients):
+    a, _ = clients
+    refused = []
+
+    def other():
+        try:
+            with a.lock("k", wait=False):
+                pass
+        except ItemLockedError as exc:
+            refused.append(exc)
+
+    with a.lock("k"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(30)
+    assert refused
+    assert refused[0].item_name == "k"
+
+
+def test_an_exception_in_a_critical_section_unlocks_and_passes(world, clients):
+    a, b = clients
+    with pytest.raises(ZeroDivisionError), a.lock("k"):
+        a["k"] = 1 / 0
+    assert b.locks == {}
+    assert b["k"] == "old"
+
+
+def test_a_lock_lost_inside_a_section_is_said_at_its_end(world, clients):
+    a, b = clients
+    section = a.lock("k")
+    section.__enter__()
+    lease_runs_out(world)
+    b["k"] = "theirs"
+    with pytest.raises(LockLostError):
+        section.__exit__(None, None, None)
+
+
+def test_closing_a_handle_releases_its_locks(world, clients):
+    a, b = clients
+    a.lock_item(["k", "m"], duration=-1)
+    a.close()
+    assert b.locks == {}
+    b.lock_item("k", wait=False)
+
+
+def test_a_lock_is_renewed_until_its_end_and_no_longer(world):
+    holder, other = world.open(), world.open()
+    holder.lock_item("k", duration=40)
+    path = holder._engine.layout.lock("k")
+    holdings = holder._parts.locks._held
+
+    def pass_time(seconds, until):
+        world.clock.now += seconds
+        deadline = time.monotonic() + 30
+        while not until():
+            assert time.monotonic() < deadline
+            with holdings._wake:
+                holdings._wake.notify_all()
+            time.sleep(0.001)
+
+    for _ in range(6):  # 36 seconds, more than two leases
+        pass_time(6, lambda: world.store._leases[path][1] == world.clock.now + LEASE_SECONDS)
+        with pytest.raises(ItemLockedError):
+            other["k"] = "too early"
+    pass_time(6, lambda: path not in world.store._leases)
+    other["k"] = "in time"
+    with pytest.raises(LockLostError):
+        holder["k"] = "stale"
+
+
+def test_a_renewal_without_an_answer_holds_up_no_other(world, monkeypatch):
+    holder = world.open()
+    holder.lock_item("a", duration=-1)
+    holder.lock_item("b", duration=-1)
+    holdings, go = holder._parts.locks._held, threading.Event()
+    renewed = threading.Event()
+    monkeypatch.setattr(holdings.get("a").lease, "renew", lambda: go.wait(30))
+    monkeypatch.setattr(holdings.get("b").lease, "renew", renewed.set)
+    world.clock.now += 6
+    with holdings._wake:
+        holdings._wake.notify_all()
+    assert renewed.wait(30)
+    go.set()
+
+
+def test_locks_say_who_holds_what_until_when(world, clients):
+    a, b = clients
+    a.lock_item("k", duration=30)
+    b.lock_item("m", duration=-1)
+    locks = a.locks
+    assert list(locks) == ["k", "m"]
+    assert locks["k"].mine
+    assert not locks["m"].mine
+    assert locks["m"].until is None
+    assert abs(locks["k"].until.timestamp() - world.clock.now - 30) < 1
+
+
+# Regressions: interleavings that an independent review found.
+
+
+def test_a_thread_may_write_while_another_of_the_same_handle_unlocks(world, clients):
+    a, b = clients
+    a.lock_item("k")
+    errors = []
+
+    def writes(act):
+        result = act()  # the unlock stands, but its thread doesn't know yet
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join(0.2)
+        return result
+
+    def write():
+        try:
+            a["k"] = "from another thread"
+        except Exception as exc:  # noqa: BLE001 - which one is the point
+            errors.append(exc)
+
+    world.of(a).at("put", INDEX, writes)
+    a.unlock_item("k")
+    while b["k"] == "old" and not errors:
+        pass
+    assert not errors
+    assert b["k"] == "from another thread"
+
+
+def test_two_threads_of_one_handle_may_lock_the_same_key_at_once(world, clients, monkeypatch):
+    a, _ = clients
+    # The other thread polls until this one is done: that must not let the lease run out.
+    monkeypatch.setattr(world.runtime, "sleep", lambda _: threading.Event().wait(0.01))
+    errors = []
+
+    def lock():
+        try:
+            a.lock_item("k")
+        except Exception as exc:  # noqa: BLE001 - which one is the point
+            errors.append(exc)
+
+    def the_other_comes(act):
+        thread = threading.Thread(target=lock)
+        thread.start()
+        thread.join(0.2)
+        return act()
+
+    world.of(a).at("put", INDEX, the_other_comes)
+    lock()
+    a["k"] = "mine"
+    assert errors == []
+
+
+@pytest.mark.parametrize("held_before", [False, True], ids=["locks", "extends"])
+def test_what_another_thread_locks_after_the_look_is_no_loss(world, clients, held_before):
+    a, _ = clients
+    if held_before:
+        a.lock_item("k", duration=5)
+
+    engine = a._engine
+    look = engine.now
+
+    def the_other_is_quicker():
+        engine.now = look
+        seen = look()
+        thread = threading.Thread(target=lambda: a.lock_item("k", duration=20))
+        thread.start()
+        thread.join(30)
+        return seen
+
+    engine.now = the_other_is_quicker
+    a.lock_item("k", duration=30)
+    assert a._parts.locks._held.get("k").until == world.clock.now + 30 or not held_before
+    a["k"] = "mine"
+
+
+def test_an_outage_at_the_end_of_a_section_locks_nobody_out(world, clients):
+    a, b = clients
+    a._engine.backend.timeout = 3
+
+    def outage(act):
+        for _ in range(200):
+            world.of(a).at("get", INDEX, lose_request)
+        return lose_request(act)
+
+    section = a.lock("k")
+    section.__enter__()
+    world.of(a).at("put", INDEX, outage)
+    with pytest.raises(UnknownOutcomeError):
+        section.__exit__(None, None, None)
+    world.of(a).steps.clear()
+    assert not a._parts.locks.holds("k")
+    b["k"] = "free again"
+    with a.lock("k"):
+        a["k"] = "and again"
+    assert a.locks == {}
+
+
+def test_a_lock_that_is_extended_at_its_end_does_not_end(world, clients):
+    a, b = clients
+    a.lock_item("k", duration=5)
+    held = a._parts.locks._held.get("k")
+
+    def its_end_comes(act):
+        world.clock.now += 6
+        a._parts.locks._held._renew_one(held, world.clock.now)
+        return act()
+
+    world.of(a).at("put", INDEX, its_end_comes)
+    a.lock_item("k", duration=60)
+    with pytest.raises(ItemLockedError):
+        b["k"] = "too early"
+    a["k"] = "mine"
+
+
+def test_a_lock_that_ends_just_before_it_is_extended_is_taken_anew(world, clients):
+    a, b = clients
+    a.lock_item("k", duration=5)
+    holdings = a._parts.locks._held
+    announce = holdings.announce
+
+    def its_end_comes(*args):
+        holdings.announce = announce
+        world.clock.now += 6
+        holdings._renew_one(holdings.get("k"), world.clock.now)
+        return announce(*args)
+
+    holdings.announce = its_end_comes
+    a.lock_item("k", duration=60)
+    with pytest.raises(ItemLockedError):
+        b["k"] = "too early"
+    a["k"] = "mine"
+
+
+def test_a_handle_that_is_closed_while_it_locks_holds_nothing(world, clients):
+    a, b = clients
+    a.lock_item("m")
+
+    def closing(act):
+        left = a._parts.locks._held.close()
+        assert left == ["m"]  # and not the one under way
+        return act()
+
+    world.of(a).at("put", INDEX, closing)
+    with pytest.raises(ClosedError):
+        a.lock_item("k")
+    b["k"] = "free"
+
+
+def test_an_unlock_beside_an_extension_stands(world, clients):
+    a, b = clients
+    a.lock_item("k", duration=5)
+    holdings = a._parts.locks._held
+    confirm = holdings.confirm
+
+    def unlocked_before(*args):
+        holdings.confirm = confirm
+        a.unlock_item("k")
+        return confirm(*args)
+
+    holdings.confirm = unlocked_before
+    a.lock_item("k", duration=60)
+    assert not a._parts.locks.holds("k")
+    assert b.locks == {}
+    a["k"] = "an ordinary write"
+
+
+def test_a_section_in_a_held_lock_leaves_its_end_as_it_was(world, clients):
+    a, _ = clients
+    a.lock_item("k", duration=5)
+    end = a._parts.locks._held.get("k").until
+    with a.lock("k"):
+        assert a._parts.locks._held.get("k").until is None
+    assert a._parts.locks._held.get("k").until == end
+
+
+@pytest.mark.parametrize("duration", [0, -2, 0.5, float("nan"), float("inf"), "15", None, True])
+def test_a_duration_that_makes_no_sense_is_refused(clients, duration):
+    with pytest.raises((ValueError, TypeError), match="duration"):
+        clients[0].lock_item("k", duration=duration)
+    assert clients[0].locks == {}

@@ -1,0 +1,144 @@
+"""What users write, for the type checker: it is checked by ``mypy --strict``, and never run."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import (
+    ItemsView,
+    Iterator,
+    KeysView,
+    Mapping,
+    MutableMapping,
+    Reversible,
+    ValuesView,
+)
+from pathlib import Path
+from typing import Any, assert_type
+
+import numpy as np
+import pandas as pd
+
+import remotedict
+from remotedict import (
+    ItemLockedError,
+    ItemLockedException,
+    KeyNotFoundError,
+    LocalDictionary,
+    LockInfo,
+    MemoryDictionary,
+    RemoteDict,
+    RemoteDictError,
+    UnknownOutcomeError,
+)
+from remotedict.azure import AzureDictionary
+
+# -- opening --------------------------------------------------------------------------------
+
+AzureDictionary("connection string", container_name="mycontainer", folder_name="myfolder")
+AzureDictionary(container_name="mycontainer")
+AzureDictionary(account_url="https://x", credential=object(), container_name="mycontainer")
+LocalDictionary("folder")
+LocalDictionary(Path("folder"), folder_name="other", timeout=5, inline_bytes=0)
+MemoryDictionary()
+MemoryDictionary("name", max_staleness=0.5, cache_bytes=0, author="me", progress=False)
+assert_type(remotedict.open("az://container/folder", pickle_credentials=True), RemoteDict)
+assert_type(remotedict.open(Path("folder")), RemoteDict)
+
+d: RemoteDict = MemoryDictionary()
+with LocalDictionary("folder") as local:
+    assert_type(local, LocalDictionary)
+
+# -- a mapping ------------------------------------------------------------------------------
+
+
+def takes_a_mapping(mapping: Mapping[str, Any]) -> None:
+    """Any mapping will do."""
+
+
+def takes_a_mutable_mapping(mapping: MutableMapping[str, int]) -> None:
+    """Values are Any."""
+
+
+def takes_a_reversible(keys: Reversible[str]) -> None:
+    """A dict is one, and so is this."""
+
+
+takes_a_mapping(d)
+takes_a_mutable_mapping(d)
+takes_a_reversible(d)
+
+d["foo"] = "bar"
+d["arr"] = np.zeros(3)
+assert_type(d["foo"], Any)
+assert_type(len(d), int)
+assert_type("foo" in d, bool)
+assert_type(list(d), list[str])
+assert_type(iter(d), Iterator[str])
+assert_type(reversed(d), Iterator[str])
+del d["foo"]
+
+number: int = d.get("n", 0)
+text: str = d.pop("text")
+text = d.pop("text", "")
+key, value = d.popitem()
+assert_type(key, str)
+d.setdefault("list", []).append(1)
+d.update({"a": 1}, b=2)
+d.update([("a", 1)])
+d.update(d)
+d.clear()
+d |= {"a": 1}
+assert_type(d | {"a": 1}, dict[Any, Any])
+assert_type({"a": 1} | d, dict[Any, Any])
+assert_type(d.copy(), dict[str, Any])
+assert_type(d == {}, bool)
+
+keys: KeysView[str] = d.keys()
+values: ValuesView[Any] = d.values()
+items: ItemsView[str, Any] = d.items()
+common: set[str] = d.keys() & {"a"}
+takes_a_reversible(d.keys())
+for name, something in d.items():
+    d[name] = something
+
+# -- several keys ---------------------------------------------------------------------------
+
+d[["a", "b", "c"]] = "hello", b"binary", 42
+d["a", "b", "c"] = [1, 2, 3]
+d[pd.Index(["a", "b"])] = 1, 2
+x, y = d[["a", "b"]]
+del d["a", "b"]
+del d[np.array(["c"])]
+
+# -- index and locks ------------------------------------------------------------------------
+
+paths: pd.Series[str] = d.index
+
+d.lock_item("foo", duration=15)
+d.lock_item(["foo", "bar"], duration=-1, wait=True, timeout=2.5)
+d.lock_item("foo", 30, False)
+d.unlock_item("foo", force=True)
+with d.lock("foo", "n", timeout=10):
+    d["n"] += 1
+assert_type(d.locks, dict[str, LockInfo])
+assert_type(d.locks["foo"].mine, bool)
+
+# -- errors ---------------------------------------------------------------------------------
+
+try:
+    d["a", "b"]
+except KeyNotFoundError as missing:
+    assert_type(missing.keys, tuple[str, ...])
+except ItemLockedException as locked:
+    assert_type(locked, ItemLockedError)
+    assert_type(locked.item_name, str)
+    assert_type(locked.seconds_left, float | None)
+except UnknownOutcomeError as unknown:
+    assert_type(unknown.commit_id, str)
+except RemoteDictError as error:
+    assert_type(error, RemoteDictError)
+
+# -- the handle -----------------------------------------------------------------------------
+
+other: RemoteDict = pickle.loads(pickle.dumps(d))
+other.close()
