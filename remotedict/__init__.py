@@ -13,11 +13,13 @@ from remotedict.dictionary import RemoteDict
 from remotedict.errors import (
     AccessDeniedError,
     ClosedError,
+    ConflictError,
     ContainerUnavailableError,
     CorruptBlobError,
     CredentialsError,
     DictionaryChangedError,
     FormatVersionError,
+    HistoryGapError,
     InvalidKeyError,
     InvalidNameError,
     ItemLockedError,
@@ -26,16 +28,24 @@ from remotedict.errors import (
     LockLostError,
     LockNotHeldError,
     LockTimeoutError,
+    MetadataError,
     MissingValueError,
     RemoteDictError,
     SelectionError,
     SnapshotExpiredError,
     StoreUnavailableError,
+    UnknownCommitError,
     UnknownOutcomeError,
     UnpicklableValueError,
     UnreadableValueError,
+    VersionConflictError,
 )
+from remotedict.features.events import Event
 from remotedict.features.locks import LockInfo
+from remotedict.features.mirror import Mirror
+from remotedict.features.snapshot import Snapshot
+from remotedict.features.transaction import Transaction
+from remotedict.features.watch import Subscription, Watch
 from remotedict.local import LocalDictionary
 from remotedict.memory import MemoryDictionary
 
@@ -47,11 +57,14 @@ __version__ = "0.1.0"
 __all__ = [
     "AccessDeniedError",
     "ClosedError",
+    "ConflictError",
     "ContainerUnavailableError",
     "CorruptBlobError",
     "CredentialsError",
     "DictionaryChangedError",
+    "Event",
     "FormatVersionError",
+    "HistoryGapError",
     "InvalidKeyError",
     "InvalidNameError",
     "ItemLockedError",
@@ -63,13 +76,21 @@ __all__ = [
     "LockNotHeldError",
     "LockTimeoutError",
     "MemoryDictionary",
+    "MetadataError",
+    "Mirror",
     "MissingValueError",
     "RemoteDict",
     "RemoteDictError",
     "SelectionError",
+    "Snapshot",
     "SnapshotExpiredError",
     "StoreUnavailableError",
+    "Subscription",
+    "Transaction",
+    "UnknownCommitError",
     "UnknownOutcomeError",
     "UnpicklableValueError",
     "UnreadableValueError",
+    "VersionConflictError",
+    "Watch",
 ]

@@ -7,6 +7,7 @@ import importlib
 import os
 import re
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -15,6 +16,7 @@ from azure.storage.blob import BlobServiceClient
 
 from remotedict.backend.azure import AzureBackend
 from remotedict.dictionary import RemoteDict
+from remotedict.engine.runtime import IO_THREADS
 from remotedict.errors import CredentialsError
 from remotedict.pure.naming import check_container
 
@@ -52,7 +54,8 @@ class _AzurePlace:
             self.container,
             self.credential if self.credential is not None else self._found_here(),
             timeout=timeout,
-            run=runtime.map,
+            # Its items are blocks of 8 MiB: no more of them than are under way at once.
+            run=partial(runtime.map, window=IO_THREADS),
         )
 
     def describe(self) -> str:

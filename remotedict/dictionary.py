@@ -2,41 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import pandas as pd
 
-from remotedict.errors import InvalidKeyError, KeyNotFoundError, RemoteDictError
-from remotedict.features.critical import CriticalSection
+from remotedict.engine.rewrite import Rewrite
+from remotedict.errors import (
+    ConflictError,
+    KeyNotFoundError,
+    RemoteDictError,
+    VersionConflictError,
+)
+from remotedict.features import files
+from remotedict.features.history import again, check_version
+from remotedict.features.metadata import WritableMetadata, encoded
 from remotedict.features.progress import progress
 from remotedict.features.selection import no_repeats, pair, select
 from remotedict.features.showing import html
-from remotedict.features.views import Items, Keys, Values
+from remotedict.features.writing import Changed, Operation, Writer, changing, setting
+from remotedict.lockable import Lockable
+from remotedict.pure.draft import Draft
+from remotedict.pure.entry import Entry
 from remotedict.pure.naming import check_key
-from remotedict.pure.records import Change, Delete, Set
+from remotedict.pure.records import Annotate, Change, Delete, Forget, Range, Set
 from remotedict.session import Options, Session
+from remotedict.transactional import Transactional
+from remotedict.versioned import Versioned
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable
     from types import TracebackType
+    from typing import BinaryIO
 
-    from remotedict.engine.core import Engine
     from remotedict.engine.index import Known
-    from remotedict.features.locks import LockInfo
-    from remotedict.pure.state import Draft, State
-    from remotedict.pure.table import Entry
-    from remotedict.session import Parts, Place
+    from remotedict.pure.state import State
+    from remotedict.session import Place
 
 _D = TypeVar("_D", bound="RemoteDict")
 _MISSING: Any = object()
 _REPR_SECONDS = 1.5
 _COMPLETIONS = 10_000
-_DURATION_MAX = 366 * 86_400
 
 
-class RemoteDict(MutableMapping[str, Any]):
+class RemoteDict(Transactional, Versioned, Lockable, MutableMapping[str, Any]):
     """A dictionary of Python objects that lives in a store and is shared by all who open it.
 
     Made by `remotedict.open`, `AzureDictionary`, `LocalDictionary` or `MemoryDictionary`.
@@ -59,6 +70,14 @@ class RemoteDict(MutableMapping[str, Any]):
     inline_bytes : int
         Values of no more bytes are stored in the index itself. With 0 every value is a blob of
         its own.
+    history : str or int, optional
+        Which versions of a key are kept, for all who use the dictionary: ``"none"`` (the newest),
+        ``"all"``, or how many. By default it stays as it is, and is ``"none"`` at first; another
+        one than before is stored, for everybody.
+    retention : float
+        Seconds, at the least, for which a replaced value is kept though `history` doesn't: for
+        those who are reading it. An hour by default. It is whoever does the upkeep whose
+        retention counts: give all writers the same.
     cache_bytes : int
         How many bytes of values (as stored) are kept in memory, to be read again without a
         download. What is cached can't be stale: whether it is current is asked each time.
@@ -91,17 +110,26 @@ class RemoteDict(MutableMapping[str, Any]):
     """
 
     def __init__(self, place: Place, folder_name: str, **options: Any) -> None:
-        self._session = Session(place, folder_name, Options.of(options))
+        self._attach(Session(place, folder_name, Options.of(options)))
         self._engine.known()  # say now what is wrong with the place, not at the first use
+        policy = self._session.options.history
+        if policy is not None and policy != self.history_policy:
+            self.history_policy = policy
+
+    def _attach(self, session: Session) -> None:
+        self._session = session
+        self._writer = Writer(session.parts, session.options.progress)
         self._shown_index: tuple[int, pd.Series[str]] | None = None
 
-    @property
-    def _parts(self) -> Parts:
-        return self._session.parts()
-
-    @property
-    def _engine(self) -> Engine:
-        return self._parts.engine
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set what can be set: `history_policy`. Other names are mistakes."""
+        if not name.startswith("_") and not isinstance(getattr(type(self), name, None), property):
+            hint = "assign to history_policy" if name == "history" else "see help(type(d))"
+            msg = (
+                f"a dictionary has no {name!r} that can be set: {hint}. Its keys are set as d[key]"
+            )
+            raise AttributeError(msg)
+        super().__setattr__(name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle where it is, not what is in it, and no secrets: see `pickle_credentials`."""
@@ -117,107 +145,33 @@ class RemoteDict(MutableMapping[str, Any]):
 
     # -- reading ----------------------------------------------------------------------------
 
-    def __getitem__(self, selector: Any) -> Any:
-        """Return the value of a key, or a list of those of several, all as of one moment.
+    def _value(self, key: str) -> Any:
+        # The check of the index and the fetch of the value go out together.
+        return self._engine.read(key)[0]
 
-        Raises
-        ------
-        KeyNotFoundError
-            A ``KeyError`` that names all missing keys.
-        """
-        keys, several = select(selector)
-        if not several:
-            return self._engine.read(keys[0])[0]
-        found = self._read(keys, None)
-        return [found[key] for key in keys]
+    def _located(self, key: str) -> tuple[Entry | None, bytes]:  # noqa: ARG002
+        return None, b""  # the newest, also if that changes meanwhile
 
-    def get(self, key: Any, default: Any = None) -> Any:
-        """Return the value of `key`, or `default` if it isn't there."""
-        check_key(key)
-        try:
-            return self[key]
-        except KeyNotFoundError:
-            return default
+    def _values(self, keys: list[str], known: Known | None) -> dict[str, Any]:
+        with progress(len(keys), "reading", self._session.options.progress) as done:
+            return self._engine.read_many(keys, known, done)
 
-    def __contains__(self, key: object) -> bool:
-        """Tell whether `key` is there; what can't be a key isn't."""
-        try:
-            name = check_key(key)
-        except InvalidKeyError:
-            return False
-        return name in self._engine.known().state
+    @property
+    def metadata(self) -> WritableMetadata:
+        """The metadata of all keys: a live mapping of each key to its dict.
 
-    def __len__(self) -> int:
-        """Return the number of keys."""
-        return len(self._engine.known().state)
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the keys in insertion order, as of one moment: when the first is asked for."""
-        return _Lazy(self._engine, reverse=False)
-
-    def __reversed__(self) -> Iterator[str]:
-        """Iterate over the keys from the last one inserted to the first."""
-        return _Lazy(self._engine, reverse=True)
-
-    def keys(self) -> Keys:
-        """Return a live view of the keys."""
-        return Keys(self)
-
-    def values(self) -> Values:
-        """Return a live view of the values; iterating fetches them ahead, a window at a time."""
-        return Values(self, self._stream)
-
-    def items(self) -> Items:
-        """Return a live view of the pairs of key and value."""
-        return Items(self, self._stream)
-
-    def copy(self) -> dict[str, Any]:
-        """Return a plain dict with everything in it, as of one moment.
+        ``d.metadata["k"] = {...}`` replaces that of a key, ``d.metadata["k"].update(...)`` merges
+        into it. The value is untouched, and so is its version.
 
         >>> import remotedict
         >>> d = remotedict.MemoryDictionary()
-        >>> d.update(a=1, b=2)
-        >>> d.copy()
-        {'a': 1, 'b': 2}
+        >>> d["k"] = 1
+        >>> d.metadata["k"] = {"owner": "ann"}
+        >>> d.metadata["k"].update(stage="raw")
+        >>> d.metadata["k"]
+        {'owner': 'ann', 'stage': 'raw'}
         """
-        known = self._engine.known()
-        return self._read(list(known.state), known)
-
-    def __eq__(self, other: object) -> bool:
-        """Compare with another mapping: first the keys, then the values."""
-        if self is other:
-            return True
-        if not isinstance(other, Mapping):
-            return NotImplemented
-        known = self._engine.known()
-        if isinstance(other, RemoteDict):  # its keys and values as of one moment, too
-            seen = other._engine.known()
-            if set(known.state) != set(seen.state):
-                return False
-            theirs: Mapping[str, Any] = other._read(list(seen.state), seen)
-        elif set(known.state) != set(other.keys()):
-            return False
-        else:
-            theirs = other
-        return all(
-            value is theirs[key] or value == theirs[key]
-            for key, value in self._engine.stream(iter(known.state), known)
-        )
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __or__(self, other: object) -> dict[Any, Any]:
-        """Return a plain dict of both; where they share a key, the right one's value."""
-        return self.copy() | dict(other) if isinstance(other, Mapping) else NotImplemented
-
-    def __ror__(self, other: object) -> dict[Any, Any]:
-        """Return a plain dict of both; where they share a key, this one's value."""
-        return dict(other) | self.copy() if isinstance(other, Mapping) else NotImplemented
-
-    def __ior__(self, other: Any) -> Self:  # type: ignore[misc]
-        """Update from another mapping, or from pairs, in one commit."""
-        self.update(other)
-        return self
+        return WritableMetadata(self._known, self._writer)
 
     @property
     def index(self) -> pd.Series[str]:
@@ -254,7 +208,7 @@ class RemoteDict(MutableMapping[str, Any]):
             Somebody else holds the lock of one of the keys.
         """
         keys, several = select(selector)
-        self._write(pair(keys, value) if several else [(keys[0], value)])
+        self._set(pair(keys, value) if several else [(keys[0], value)])
 
     def update(self, other: Any = (), /, **more: Any) -> None:
         """Set many keys in one commit. Of a key given twice the last value counts."""
@@ -263,7 +217,12 @@ class RemoteDict(MutableMapping[str, Any]):
         merged: dict[str, Any] = {}
         for key, value in dict(other, **more).items():
             merged[check_key(key)] = value
-        self._write(list(merged.items()))
+        self._set(list(merged.items()))
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc]
+        """Update from another mapping, or from pairs, in one commit."""
+        self.update(other)
+        return self
 
     def __delitem__(self, selector: Any) -> None:
         """Delete a key, or several in one commit.
@@ -281,10 +240,10 @@ class RemoteDict(MutableMapping[str, Any]):
             missing = [key for key in keys if draft.get(key) is None]
             if missing:
                 raise KeyNotFoundError(missing)
-            return [Delete(key) for key in keys]
+            return [Delete(key, 0) for key in keys]
 
         if keys:
-            self._parts.locks.commit(decide)
+            self._writer.make(changing(decide), early=True)
 
     def pop(self, key: str, default: Any = _MISSING) -> Any:
         """Delete `key` and return its value; of several who pop it only one gets it.
@@ -299,7 +258,7 @@ class RemoteDict(MutableMapping[str, Any]):
             try:
                 value, entry = self._engine.read(key, confirmed=True)
                 self._delete_exactly(key, entry)
-            except _Changed:
+            except Changed:
                 continue  # read it anew: what is returned must be what was deleted
             except KeyNotFoundError:
                 if default is _MISSING:
@@ -317,7 +276,7 @@ class RemoteDict(MutableMapping[str, Any]):
             try:
                 value, entry = self._engine.read(key, known=known)
                 self._delete_exactly(key, entry, last=True)
-            except (_Changed, KeyNotFoundError):
+            except (Changed, KeyNotFoundError):
                 continue
             return key, value
 
@@ -325,161 +284,247 @@ class RemoteDict(MutableMapping[str, Any]):
         def decide(draft: Draft) -> list[Change]:
             now = draft.get(key)
             if now is None or now.generation != entry.generation:
-                raise _Changed
+                raise Changed(key)
             if last and next(reversed(draft)) != key:
-                raise _Changed
-            return [Delete(key)]
+                raise Changed(key)
+            return [Delete(key, 0)]
 
-        self._parts.locks.commit(decide)
+        self._make_exactly(changing(decide))
+
+    def _make_exactly(self, operation: Operation) -> None:
+        """Make an operation on what was read; raise Changed if that must be read anew."""
+        try:
+            self._writer.make(operation, early=True)
+        except Changed as changed:
+            if self._writer.gathering is None:
+                raise
+            msg = f"key {changed.key!r} was changed earlier in this commit, or by somebody else"
+            raise ConflictError([changed.key], msg) from None
 
     def setdefault(self, key: str, default: Any = None) -> Any:
         """Return the value of `key`; if it isn't there, set it to `default` first."""
         check_key(key)
+
+        def absent(draft: Draft) -> None:
+            if draft.get(key):
+                raise Changed(key)
+
         while True:
             try:
                 return self._engine.read(key, confirmed=True)[0]
             except KeyNotFoundError:
                 pass
             try:
-                self._write([(key, default)], absent=True)
-            except _Changed:
+                self._make_exactly(setting(self._writer.encode([(key, default)]), absent))
+            except Changed:
                 continue
             return default
 
     def clear(self) -> None:
         """Delete all keys in one commit."""
-        self._parts.locks.commit(lambda draft: [Delete(key) for key in draft])
+        self._writer.make(changing(lambda draft: [Delete(key, 0) for key in draft]))
 
-    def _write(self, items: list[tuple[str, Any]], *, absent: bool = False) -> None:
-        if not items:
-            return
-        parts = self._parts
-
-        def commit(changes: list[Set]) -> None:
-            def decide(draft: Draft) -> list[Set]:
-                if absent and any(draft.get(change.key) for change in changes):
-                    raise _Changed
-                return changes
-
-            parts.locks.commit(decide)
-
-        with progress(len(items), "writing", self._session.options.progress) as done:
-            parts.engine.write(items, commit, done)
-
-    # -- locks ------------------------------------------------------------------------------
-
-    def lock_item(
+    def put(
         self,
-        item: Any,
-        duration: float = 15,
-        wait: bool = True,
-        timeout: float | None = None,
-    ) -> None:
-        """Lock a key (or several: all or none) for this handle, across machines.
-
-        While it is locked only this handle can write, delete or lock it; everybody can read it.
-        Locking it again extends the lock.
-
-        Parameters
-        ----------
-        item : str or several
-            The key; it need not exist yet.
-        duration : float
-            Seconds, 1 or more; -1 locks until `unlock_item`, or until the process ends. A holder
-            that dies loses its locks after 15 seconds at the most.
-        wait : bool
-            Whether to wait while somebody else holds it.
-        timeout : float, optional
-            For how many seconds to wait; by default as long as it takes.
-
-        Raises
-        ------
-        ItemLockedError
-            Somebody else holds it, and `wait` is False.
-        LockTimeoutError
-            Somebody else held it until `timeout`.
-
-        Examples
-        --------
-        >>> import remotedict
-        >>> d = remotedict.MemoryDictionary()
-        >>> d.lock_item("model", duration=30)
-        >>> d.locks["model"].mine
-        True
-        >>> d.unlock_item("model")
-        """
-        keys = _lockable(select(item)[0])
-        lasting = _check_duration(duration)
-        self._parts.locks.acquire(
-            keys, duration=lasting, wait=wait, timeout=_check_timeout(timeout)
-        )
-
-    def unlock_item(self, item: Any, *, force: bool = False) -> None:
-        """Unlock a key, or several in one commit.
+        key: str,
+        value: Any,
+        *,
+        version: int | None = None,
+        if_absent: bool = False,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> int | None:
+        """Set a key on a condition, or with metadata; return its new version.
 
         Parameters
         ----------
-        item : str or several
+        key : str
             The key.
-        force : bool
-            Whether to end the lock even if somebody else holds it: their next write of the key
-            then raises LockLostError.
+        value : object
+            The value.
+        version : int, optional
+            The version that this shall be: one more than the newest; 1 only for a key that was
+            never set.
+        if_absent : bool
+            Only if the key isn't there now; it may have been.
+        metadata : dict, optional
+            Replaces the key's metadata, in the same commit. By default they stay.
+
+        Returns
+        -------
+        int or None
+            The new version; None inside `commit` and `transaction`, whose end makes it.
 
         Raises
         ------
-        LockNotHeldError
-            This handle doesn't hold it.
-        LockLostError
-            It did, but somebody has superseded it since.
-        """
-        keys = _lockable(select(item)[0])
-        locks = self._parts.locks
-        if force:
-            locks.force(keys)
-        else:
-            locks.release(keys)
-
-    def lock(
-        self,
-        *items: Any,
-        duration: float | None = None,
-        wait: bool = True,
-        timeout: float | None = None,
-    ) -> CriticalSection:
-        """Return a context in which this thread alone, on all machines, holds the keys.
-
-        Parameters
-        ----------
-        *items : str
-            The keys; several are locked in one step, all or none.
-        duration : float, optional
-            Seconds after which the lock is given up; by default at the end of the context.
-        wait, timeout
-            As for `lock_item`.
+        VersionConflictError
+            The condition doesn't hold; nothing was written.
+        MetadataError
+            The metadata isn't a dict that JSON can hold.
 
         Examples
         --------
         >>> import remotedict
         >>> d = remotedict.MemoryDictionary()
-        >>> d["n"] = 1
-        >>> with d.lock("n", timeout=10):
-        ...     d["n"] += 1
-        >>> d["n"]
+        >>> d.put("k", "mine", version=1, metadata={"owner": "ann"})
+        1
+        >>> try:
+        ...     d.put("k", "yours", version=1)
+        ... except remotedict.VersionConflictError as conflict:
+        ...     conflict.expected
         2
         """
-        keys = _lockable([key for item in items for key in select(item)[0]])
-        return CriticalSection(
-            lambda: self._parts.locks,
-            keys,
-            duration=None if duration is None else _check_duration(duration),
-            wait=wait,
-            timeout=_check_timeout(timeout),
+        check_key(key)
+        if version is not None:
+            version = check_version(version)
+        text = None if metadata is None else encoded(metadata)
+
+        def require(draft: Draft | State) -> None:
+            comes = draft.version(key) + 1
+            if version is not None and isinstance(draft, Draft) and key in draft.own:
+                msg = f"key {key!r} was written in this commit already; version= is for the first"
+                raise ConflictError([key], msg)
+            if version is not None and version != comes:
+                raise VersionConflictError(key, comes, version)
+            if if_absent and draft.get(key):
+                raise VersionConflictError(key, comes, None)
+
+        self._refuse_early(require)
+        values = self._writer.encode([(key, value)])
+
+        def decide(draft: Draft, sets: list[Set]) -> list[Change]:
+            require(draft)
+            return [*sets] if text is None else [*sets, Annotate(key, 0, text)]
+
+        commit = self._writer.make(
+            Operation(values, decide), early=version is not None or if_absent
+        )
+        if commit is None:
+            return None
+        return next(change.version for change in commit.changes if isinstance(change, Set))
+
+    def _refuse_early(self, require: Callable[[State], None]) -> None:
+        """Raise what speaks against a write before its value is uploaded, if that is known."""
+        known = self._engine.index.known
+        if known and not self._writer.gathering:
+            try:
+                require(known.state)
+            except VersionConflictError:
+                require(self._engine.now().state)
+
+    def put_file(self, key: str, file: str | os.PathLike[str] | BinaryIO) -> None:
+        """Set a key to the ``bytes`` of a file, in constant memory.
+
+        Parameters
+        ----------
+        key : str
+            The key.
+        file : path or binary file
+            An open one is taken from its position to its end.
+
+        Raises
+        ------
+        TypeError
+            It is open in text mode, or isn't a file.
+        ValueError
+            It became shorter or longer meanwhile. Nothing was written.
+        RuntimeError
+            Inside `commit` or `transaction`: upload it first, and `copy_item` it there.
+        """
+        check_key(key)
+        if self._writer.gathering:
+            msg = (
+                "put_file() is a commit of its own: call it before commit() or transaction(), "
+                "under another key, and copy_item() that inside"
+            )
+            raise RuntimeError(msg)
+        files.put_file(
+            self._engine,
+            key,
+            file,
+            lambda sets: self._writer.make(changing(lambda _: sets)),
+            self._bar("writing"),
         )
 
-    @property
-    def locks(self) -> dict[str, LockInfo]:
-        """Who holds which key: a dict of `LockInfo`."""
-        return self._parts.locks.listing()
+    def copy_item(self, source: str, target: str) -> None:
+        """Set `target` to the value and metadata of `source`; the bytes are shared.
+
+        >>> import remotedict
+        >>> d = remotedict.MemoryDictionary()
+        >>> d["a"] = "large"
+        >>> d.copy_item("a", "b")
+        >>> d["b"]
+        'large'
+        """
+        check_key(source)
+        check_key(target)
+
+        def decide(draft: Draft) -> list[Change]:
+            entry = draft.get(source)
+            if entry is None:
+                raise KeyNotFoundError([source])
+            old = draft.get(target)
+            changes: list[Change] = [again(target, source, entry)]
+            if entry.metadata != (old.metadata if old else ""):
+                changes.append(Annotate(target, 0, entry.metadata))
+            return changes
+
+        self._writer.make(changing(decide), early=True)
+
+    def forget(self, key: str) -> None:
+        """Remove a key with all its history and bytes, for good; its versions begin anew.
+
+        Every other write keeps what was there for a while, and for ever with a history. This is
+        for those who must not keep it. It reads all small values and commits of the dictionary,
+        and writes anew what lies in one blob with the key's: it takes its time. Copies made by
+        `copy_item` are keys of their own, and stay. Who forgot the key and when stays known. So
+        does what processes have in memory, and what the store itself keeps: backups, say, or
+        blobs that it deletes softly.
+
+        Raises
+        ------
+        KeyNotFoundError
+            The key was never set.
+        RuntimeError
+            Inside `commit` or `transaction`.
+
+        Examples
+        --------
+        >>> import remotedict
+        >>> d = remotedict.MemoryDictionary()
+        >>> d["name"] = "Ann"
+        >>> d.forget("name")
+        >>> d.version("name"), d.history("name")["kind"].tolist()
+        (0, ['forget'])
+        """
+        check_key(key)
+        if self._writer.gathering:
+            msg = "forget() is a commit of its own: call it outside of commit() and transaction()"
+            raise RuntimeError(msg)
+
+        def decide(draft: Draft) -> list[Change]:
+            item = draft.item(key)
+            if item is None:
+                raise KeyNotFoundError([key])
+            places.clear()
+            places.extend(
+                one.range(key)
+                for one in draft.listed(key)
+                if isinstance(one, Entry) and not isinstance(one.place, bytes)
+            )
+            if item.version:
+                return [Forget(key)]
+            before.append(item.stamp.seq)
+            return []
+
+        engine, before, places = self._engine, list[int](), list[Range]()
+        commit = self._parts.locks.commit(decide)
+        seq = commit.seq if commit else before[-1]  # again: not all may have been done then
+        with progress(1, "searching", self._session.options.progress) as done:
+            engine.runtime.call(lambda: Rewrite(engine, key, seq, places).run(done))
+
+    def _set(self, items: list[tuple[str, Any]]) -> None:
+        if items:
+            self._writer.make(setting(self._writer.encode(items)))
 
     # -- the handle -------------------------------------------------------------------------
 
@@ -530,82 +575,8 @@ class RemoteDict(MutableMapping[str, Any]):
         state, _ = self._glance()
         return list(islice(state or (), _COMPLETIONS))
 
-    # -- the inside -------------------------------------------------------------------------
-
-    def _read(self, keys: list[str], known: Known | None) -> dict[str, Any]:
-        with progress(len(keys), "reading", self._session.options.progress) as done:
-            return self._engine.read_many(keys, known, done)
-
-    def _stream(self, reverse: bool) -> Iterator[tuple[str, Any]]:
-        return _Lazy(self._engine, reverse=reverse, take=self._engine.stream)
-
-
-class _Lazy(Iterator[Any]):
-    """Iterates over the state of the moment in which the first item is asked for.
-
-    ``list(d)`` calls `iter`, then `len`, then `next`: the check that `len` makes will do for
-    both, since it was begun after `iter`.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        reverse: bool,
-        take: Callable[[Iterator[str], Known], Iterator[Any]] = lambda keys, _: keys,
-    ) -> None:
-        self._engine = engine
-        self._reverse = reverse
-        self._take = take
-        self._ticket = engine.index.ticket()
-        self._items: Iterator[Any] | None = None
-
-    def __next__(self) -> Any:
-        if self._items is None:
-            known = self._engine.since(self._ticket)
-            keys = reversed(known.state) if self._reverse else iter(known.state)
-            self._items = self._take(keys, known)
-        return next(self._items)
-
-
-class _Changed(RemoteDictError):  # noqa: N818 - an answer to this module alone
-    """The state isn't the one that was read."""
-
 
 def _reopened(cls: type[_D], session: Session) -> _D:
     made = cls.__new__(cls)
-    made._session = session  # noqa: SLF001
-    made._shown_index = None  # noqa: SLF001
+    made._attach(session)  # noqa: SLF001
     return made
-
-
-def _lockable(keys: list[str]) -> list[str]:
-    if not keys:
-        msg = "a lock needs at least one key"
-        raise InvalidKeyError(msg)
-    return keys
-
-
-def _check_duration(duration: Any) -> float | None:
-    """Return how long a lock is renewed: None for as long as it is held."""
-    if isinstance(duration, bool) or not isinstance(duration, int | float):
-        msg = f"duration= must be a number of seconds, not {type(duration).__name__}"
-        raise TypeError(msg)
-    if duration == -1:
-        return None
-    if not 1 <= duration <= _DURATION_MAX:
-        msg = f"duration= must be 1 second to a year, or -1 for until unlocked; not {duration}"
-        raise ValueError(msg)
-    return duration
-
-
-def _check_timeout(timeout: Any) -> float | None:
-    if timeout is None:
-        return None
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
-        msg = f"timeout= must be a number of seconds, not {type(timeout).__name__}"
-        raise TypeError(msg)
-    if not timeout >= 0:
-        msg = f"timeout= must not be {timeout}"
-        raise ValueError(msg)
-    return timeout

@@ -9,10 +9,14 @@
     │   ├── SelectionError           (TypeError, ValueError)   keys and values unlike
     │   ├── KeyNotFoundError         (KeyError)         .keys
     │   ├── UnpicklableValueError    (TypeError)        .key
+    │   ├── MetadataError            (TypeError, ValueError)   not JSON
+    │   ├── UnknownCommitError       (LookupError)      .commit
     │   ├── CredentialsError         (ValueError)
     │   ├── ClosedError              (ValueError)
     │   └── LockNotHeldError         (RuntimeError)     .item_name
     ├── somebody else was there: wait, or decide
+    │   ├── ConflictError            (RuntimeError)     .keys
+    │   │   └── VersionConflictError                    .key .expected .provided
     │   ├── ItemLockedError          (PermissionError)  .item_name .holder .seconds_left
     │   │   └── LockTimeoutError     (TimeoutError)
     │   └── LockLostError            (PermissionError)  .item_name
@@ -27,6 +31,7 @@
         ├── FormatVersionError       (ValueError)       .blob
         ├── MissingValueError        (LookupError)      .key .blob
         ├── SnapshotExpiredError     (LookupError)      .key
+        ├── HistoryGapError          (LookupError)      .since .first
         └── DictionaryChangedError   (RuntimeError)
 
 No message ever carries a credential.
@@ -42,11 +47,13 @@ if TYPE_CHECKING:
 __all__ = [
     "AccessDeniedError",
     "ClosedError",
+    "ConflictError",
     "ContainerUnavailableError",
     "CorruptBlobError",
     "CredentialsError",
     "DictionaryChangedError",
     "FormatVersionError",
+    "HistoryGapError",
     "InvalidKeyError",
     "InvalidNameError",
     "ItemLockedError",
@@ -55,14 +62,17 @@ __all__ = [
     "LockLostError",
     "LockNotHeldError",
     "LockTimeoutError",
+    "MetadataError",
     "MissingValueError",
     "RemoteDictError",
     "SelectionError",
     "SnapshotExpiredError",
     "StoreUnavailableError",
+    "UnknownCommitError",
     "UnknownOutcomeError",
     "UnpicklableValueError",
     "UnreadableValueError",
+    "VersionConflictError",
 ]
 
 
@@ -128,6 +138,24 @@ class UnpicklableValueError(RemoteDictError, TypeError):
         super().__init__(f"the value for key {key!r} can't be stored: {reason}")
 
 
+class MetadataError(RemoteDictError, TypeError, ValueError):
+    """Metadata is not a dict that JSON can hold, or is too large."""
+
+
+class UnknownCommitError(RemoteDictError, LookupError):
+    """There is no such commit: of that id, that number, or that early.
+
+    Attributes
+    ----------
+    commit : object
+        What was asked for.
+    """
+
+    def __init__(self, commit: object, reason: str) -> None:
+        self.commit = commit
+        super().__init__(reason)
+
+
 class CredentialsError(RemoteDictError, ValueError):
     """Credentials are missing, malformed, or contradict each other."""
 
@@ -151,6 +179,49 @@ class LockNotHeldError(RemoteDictError, RuntimeError):
             f"this handle holds no lock on key {item_name!r}; to end another's lock use "
             "unlock_item(key, force=True)"
         )
+
+
+class ConflictError(RemoteDictError, RuntimeError):
+    """What a write was based on has changed meanwhile. Nothing was written.
+
+    Attributes
+    ----------
+    keys : tuple of str
+        Keys that have changed.
+    """
+
+    def __init__(self, keys: Iterable[str], message: str | None = None) -> None:
+        self.keys = tuple(keys)
+        super().__init__(
+            message
+            or f"{', '.join(map(repr, self.keys))} changed since it was read; nothing was written. "
+            "Read it anew and try again, or let d.run(fn) do so"
+        )
+
+
+class VersionConflictError(ConflictError):
+    """A key's version is not the one that a write was meant for.
+
+    Attributes
+    ----------
+    key : str
+        The key.
+    expected : int
+        The version that a write of it must provide now.
+    provided : int or None
+        The version that was provided; None for ``if_absent=True``.
+    """
+
+    def __init__(self, key: str, expected: int, provided: int | None) -> None:
+        self.key = key
+        self.expected = expected
+        self.provided = provided
+        reason = (
+            f"key {key!r} is there already, as version {expected - 1}"
+            if provided is None
+            else f"version {provided} of key {key!r} was provided, but {expected} comes next"
+        )
+        super().__init__([key], f"{reason}; nothing was written. Read it anew and decide")
 
 
 class ItemLockedError(RemoteDictError, PermissionError):
@@ -307,19 +378,41 @@ class MissingValueError(RemoteDictError, LookupError):
 
 
 class SnapshotExpiredError(RemoteDictError, LookupError):
-    """A past state was read for longer than replaced values are kept.
+    """A past state, or an old version, is no longer kept.
 
     Attributes
     ----------
-    key : str
-        The key whose value, as of that state, is gone.
+    key : str or None
+        The key whose value, as of that state, is gone; None when it is all of an old state.
     """
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str | None, message: str | None = None) -> None:
         self.key = key
         super().__init__(
-            f"the value that key {key!r} had when this iteration or snapshot began was replaced "
-            "since, and is no longer kept. Begin anew to read the current values"
+            message
+            or f"the value that key {key!r} had when this iteration or snapshot began was "
+            "replaced since, and is no longer kept. Begin anew to read the current values"
+        )
+
+
+class HistoryGapError(RemoteDictError, LookupError):
+    """Commits are no longer kept from there on.
+
+    Attributes
+    ----------
+    since : int
+        The commit after which they were asked for.
+    first : int
+        The oldest one that is kept.
+    """
+
+    def __init__(self, since: int, first: int) -> None:
+        self.since = since
+        self.first = first
+        super().__init__(
+            f"the commits after {since} were asked for, but only those from {first} on are kept. "
+            f"Read the dictionary as it is now, and go on after commit {first - 1}; to keep all "
+            "commits open it with history='all'"
         )
 
 

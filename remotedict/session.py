@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from remotedict.engine.core import Engine, Tuning
 from remotedict.engine.runtime import default_runtime
 from remotedict.errors import ClosedError
+from remotedict.features.history import versions_kept
 from remotedict.features.locks import Locks
 from remotedict.pure.naming import Layout
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from remotedict.backend import Backend
     from remotedict.engine.runtime import Runtime
 
@@ -51,6 +54,8 @@ class Options:
     max_staleness: float = 0.0
     inline_bytes: int = 2048
     cache_bytes: int = 64 * 1024 * 1024
+    retention: float = 3600.0
+    history: str | int | None = None
     progress: bool | None = None
     pickle_credentials: bool = False
 
@@ -68,7 +73,9 @@ class Options:
         if not isinstance(self.author, str | None):
             msg = f"author= must be a str, not {type(self.author).__name__}"
             raise TypeError(msg)
-        for name in ("timeout", "max_staleness", "inline_bytes", "cache_bytes"):
+        if self.history is not None:
+            versions_kept(self.history)
+        for name in ("timeout", "max_staleness", "inline_bytes", "cache_bytes", "retention"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool):
                 msg = f"{name}= must be a number, not {type(value).__name__}"
@@ -86,6 +93,7 @@ class Options:
             self.max_staleness,
             int(self.inline_bytes),
             int(self.cache_bytes),
+            self.retention,
         )
 
 
@@ -105,6 +113,19 @@ class Parts(NamedTuple):
     locks: Locks
 
 
+class Follower(Protocol):
+    """What follows the dictionary in a thread of its own."""
+
+    def follower(self) -> Callable[[], None]:
+        """Return what follows, until told to end."""
+
+    def end(self) -> None:
+        """Make that return soon."""
+
+    def orphan(self) -> None:
+        """Know that nothing follows any more: this is a forked child."""
+
+
 class Session:
     """Makes the parts when they are first needed; a forked child makes its own.
 
@@ -119,6 +140,7 @@ class Session:
         self._lock = threading.Lock()
         self._parts: Parts | None = None
         self._closed = False
+        self._followers: list[weakref.ref[Follower]] = []
         _sessions.add(self)
 
     def parts(self) -> Parts:
@@ -141,12 +163,30 @@ class Session:
                 self._parts = Parts(engine, locks)
             return self._parts
 
+    def engine(self) -> Engine:
+        """Return what reads and writes."""
+        return self.parts().engine
+
+    def follow(self, follower: Follower) -> None:
+        """Run what follows, until it ends or the session is closed."""
+        self._followers = [ref for ref in self._followers if ref() is not None] + [
+            weakref.ref(follower)
+        ]
+        self.engine().runtime.thread(follower.follower(), type(follower).__name__.lower())
+
+    def end_followers(self) -> None:
+        """Let all that follow end soon."""
+        for ref in self._followers:
+            if (follower := ref()) is not None:  # an empty mirror is false
+                follower.end()
+
     def title(self) -> str:
         """Return where the dictionary is, for people."""
         return f'{self.place.describe()}; Folder: "{self.layout.folder}"'
 
     def close(self) -> None:
         """Unlock, finish the upkeep, and give up connections. Closing again does nothing."""
+        self.end_followers()
         with self._lock:
             parts, self._parts, self._closed = self._parts, None, True
         if parts:
@@ -156,6 +196,10 @@ class Session:
     def forget_parts(self) -> None:
         """Begin anew: this is a forked child."""
         self._lock = threading.Lock()
+        for ref in self._followers:
+            if (follower := ref()) is not None:
+                follower.orphan()
+        self._followers = []
         if self._parts:
             self._parts.engine.orphan()
             self._parts.locks.orphan()
@@ -190,6 +234,7 @@ def _after_fork() -> None:
 def _release_locks() -> None:
     """Spare others the wait for this process's leases to run out, if that is quickly done."""
     for session in list(_sessions):
+        session.end_followers()
         session.release_locks(_EXIT_SECONDS)
 
 

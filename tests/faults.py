@@ -43,6 +43,11 @@ class FakeRuntime(Runtime):
     def sleep(self, seconds: float) -> None:
         self.clock.now += seconds
 
+    def wait(self, signal, seconds: float) -> bool:
+        if not signal.wait(0.001):
+            self.clock.now += seconds
+        return signal.given
+
     def jitter(self, seconds: float) -> float:
         return seconds / 2
 

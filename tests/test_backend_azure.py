@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 from azure.core.credentials import AccessToken
+from azure.core.exceptions import ServiceResponseError
 from azure.core.pipeline.transport import RequestsTransport
 from azure.storage.blob import (
     AccountSasPermissions,
@@ -44,7 +45,13 @@ from remotedict import (
     StoreUnavailableError,
 )
 from remotedict.azure import ENVIRONMENT_VARIABLE, AzureDictionary, parse
-from remotedict.backend import BlobNotFound, LeaseHeld, PreconditionFailed, TransientError
+from remotedict.backend import (
+    PIECE_BYTES,
+    BlobNotFound,
+    LeaseHeld,
+    PreconditionFailed,
+    TransientError,
+)
 from remotedict.backend.azure import AzureBackend
 
 IN_AN_HOUR = datetime.now(UTC) + timedelta(hours=1)
@@ -458,6 +465,52 @@ def test_an_identity_over_http_is_refused_with_the_reason(azurite, container):
         AzureDictionary(
             container_name=container, account_url=azurite.url, credential=Token(), timeout=1
         )
+
+
+# -- long uploads ---------------------------------------------------------------------------
+
+
+class Lossy(RequestsTransport):
+    """Loses the reply to every `nth` block of an upload."""
+
+    def __init__(self, nth):
+        super().__init__()
+        self.nth = nth
+        self.lock = threading.Lock()
+        self.sent = []
+        self.lost = 0
+
+    def send(self, request, **options):
+        response = super().send(request, **options)
+        query = parse_qs(urlsplit(request.url).query)
+        if query.get("comp") == ["block"]:
+            with self.lock:
+                self.sent += query["blockid"]
+                lose = len(self.sent) % self.nth == 0
+                self.lost += lose
+            if lose:
+                raise ServiceResponseError("the reply was lost")
+        return response
+
+
+def test_a_lost_block_is_sent_again_and_not_the_whole_upload(connect):
+    transport = Lossy(nth=3)
+    backend = connect(transport=transport)
+    backend.put("y", b"")  # so that the container is there
+    sent = [bytes([n]) * (PIECE_BYTES + n) for n in range(7)]
+    backend.put("x", iter(sent))
+    assert backend.get("x").data == b"".join(sent)
+    assert transport.lost > 1
+    assert len(transport.sent) - transport.lost == len(set(transport.sent)) >= 8
+
+
+def test_a_block_that_never_gets_through_ends_the_upload(connect, monkeypatch):
+    monkeypatch.setattr("remotedict.backend.azure._BLOCK_ATTEMPTS", 2)
+    backend = connect(transport=Lossy(nth=1))
+    with pytest.raises(TransientError):
+        backend.put("x", [bytes(PIECE_BYTES), bytes(PIECE_BYTES), bytes(PIECE_BYTES)])
+    with pytest.raises(BlobNotFound):
+        connect().get("x")
 
 
 # -- what networks and the service may do ---------------------------------------------------

@@ -14,7 +14,18 @@ import remotedict
 ROOT = Path(remotedict.__file__).parent
 
 # From the bottom up; a module may import those of lower layers, and its own.
-LAYERS = ["errors", "pure", "backend", "engine", "features", "session", "dictionary"]
+LAYERS = [
+    "errors",
+    "pure",
+    "backend",
+    "engine",
+    "features",
+    "session",
+    "versioned",
+    "lockable",
+    "transactional",
+    "dictionary",
+]
 FACE = ["azure", "local", "memory", "opening", "__init__"]
 ALLOWED_IN_PURE = {
     *("__future__", "collections", "dataclasses", "io", "pickle", "platform", "re", "struct"),

@@ -111,6 +111,13 @@ def forks() -> Iterator[Crew]:
 
 
 @pytest.fixture
+def some() -> Iterator[Crew]:
+    """Processes made in the way that is quickest here: for what doesn't depend on it."""
+    with crew_of("fork" if FORKS else "spawn") as crew:
+        yield crew
+
+
+@pytest.fixture
 def seed() -> int:
     """A seed that the output of a failing test shows."""
     seed = random.SystemRandom().randrange(2**32)
@@ -160,6 +167,145 @@ def test_eight_processes_lose_no_write_and_no_reader_sees_half_a_pair(
         assert own == [f"{me}-{i}" for i in range(100)]
     assert torn == []
     assert seen > 1, "the reader saw no change: it has shown nothing"
+
+
+# -- versions, events, transactions ---------------------------------------------------------
+
+
+def test_two_processes_that_save_optimistically_make_versions_without_a_hole(
+    where: Where, d: RemoteDict, some: Crew
+) -> None:
+    d.history_policy = "all"
+    barrier = some.context.Barrier(2)
+    savers = [
+        some.start_with_report(workers.save_optimistically, where, barrier, me, 200)
+        for me in range(2)
+    ]
+    begun = time.monotonic()
+    won, losses = {}, 0
+    for _, report in savers:
+        mine, lost = received(report)
+        assert len(mine) + len(lost) == 200
+        assert won.keys().isdisjoint(mine)
+        won |= mine
+        losses += len(lost)
+        for key, expected, provided, version in lost:
+            assert (key, provided) == ("k", version)
+            assert expected > version
+    some.join(*(process for process, _ in savers))
+    print(f"{losses} of 400 lost, in {time.monotonic() - begun:.1f} s")  # noqa: T201
+    newest = 400 - losses
+    assert sorted(won) == list(range(1, newest + 1))
+    assert d.version("k") == newest
+    history = d.history("k")
+    assert list(history["version"]) == list(range(newest, 0, -1))
+    assert set(history["kind"]) == {"set"}
+    assert {version: d.at("k", version) for version in range(1, newest + 1, 10)} == {
+        version: won[version] for version in range(1, newest + 1, 10)
+    }
+    assert losses > 0, "nobody was in anybody's way: this has shown nothing"
+
+
+def test_a_watcher_sees_every_commit_of_four_writers_once_and_in_order(
+    where: Where, d: RemoteDict, some: Crew
+) -> None:
+    barrier = some.context.Barrier(4 + 1)
+    watching = some.context.Barrier(2)
+    watcher, report = some.start_with_report(workers.watch_all, where, watching, 1000)
+    watching.wait(HANG)
+    writers = [some.start(workers.write_shared, where, barrier, me, 250) for me in range(4)]
+    barrier.wait(HANG)
+    begun = time.monotonic()
+    some.join(*writers)
+    written = time.monotonic() - begun
+    events = received(report)
+    seen = time.monotonic() - begun
+    print(f"1000 commits took {written:.1f} s; the watcher was {seen - written:.2f} s behind")  # noqa: T201
+    watching.wait(HANG)
+    assert received(report) == []
+    some.join(watcher)
+    assert [event.seq for event in events] == sorted({event.seq for event in events})
+    assert [event.commit for event in events] == list(d.history()["commit"])[::-1]
+    versions = {f"k{n}": [e.version for e in events if e.key == f"k{n}"] for n in range(25)}
+    assert versions == {key: list(range(1, 41)) for key in versions}
+    for me in range(4):  # each one's own order is kept
+        keys = [event.key for event in events if event.author == f"writer-{me}"]
+        assert keys == [f"k{(n + me) % 25}" for n in range(250)]
+
+
+@posix
+def test_a_watcher_killed_again_and_again_sees_each_event_once(
+    where: Where, d: RemoteDict, forks: Crew, seed: int
+) -> None:
+    rng = random.Random(seed)
+    commits, writers = 60, 2
+    changes = writers * sum(n % 4 + 1 for n in range(commits))
+    barrier = forks.context.Barrier(writers)
+    processes = [
+        forks.start(workers.write_some_bulks, where, barrier, me, commits) for me in range(writers)
+    ]
+    since, told, killed_within, lives = 0, [], 0, 0
+    while len(told) < changes:
+        lives += 1
+        process, report = forks.start_with_report(workers.watch_until_killed, where, since)
+        if rng.random() < 0.8 and lives > 1:
+            received_one = report.poll(HANG)
+            assert received_one, "the watcher hangs"
+        time.sleep(rng.uniform(0, 0.05))  # the random moment
+        process.kill()
+        process.join(HANG)
+        with contextlib.suppress(EOFError):
+            while report.poll(HANG):
+                since = report.recv()
+                told.append(since)
+        killed_within += len(told) < changes
+    forks.join(*processes)
+    print(f"{lives} lives, {killed_within} of them ended before the last event")  # noqa: T201
+    assert told == list(d.watch(since=0, timeout=0))
+    assert len(told) == changes
+    assert len({(event.seq, event.position) for event in told}) == changes
+    for key in d:
+        versions = [event.version for event in told if event.key == key]
+        assert versions == list(range(1, len(versions) + 1))
+    assert killed_within > 2, "too few: this has shown nothing"
+
+
+def test_modifications_of_one_value_by_several_processes_are_all_kept(
+    where: Where, d: RemoteDict, some: Crew
+) -> None:
+    rounds = 50 if where.kind == "local" else 25
+    barrier = some.context.Barrier(4 + 1)
+    counters = [some.start(workers.count_up_by_modify, where, barrier, rounds) for _ in range(4)]
+    barrier.wait(HANG)
+    begun = time.monotonic()
+    some.join(*counters)
+    print(f"4 x {rounds} modifications took {time.monotonic() - begun:.1f} s")  # noqa: T201
+    assert d["n"] == d.version("n") == 4 * rounds
+
+
+def test_transactions_keep_the_sum_that_all_readers_see(
+    where: Where, d: RemoteDict, some: Crew, seed: int
+) -> None:
+    accounts = [f"account-{n}" for n in range(5)]
+    d[accounts] = [100] * 5
+    rounds = 40 if where.kind == "local" else 15
+    barrier, stop = some.context.Barrier(4 + 1 + 1), some.context.Event()
+    movers = [
+        some.start(workers.move_money, where, barrier, accounts, seed + me, rounds)
+        for me in range(4)
+    ]
+    auditor, report = some.start_with_report(workers.audit, where, barrier, accounts, stop)
+    barrier.wait(HANG)
+    begun = time.monotonic()
+    some.join(*movers)
+    stop.set()
+    sums, seen = received(report)
+    print(f"{4 * rounds} transfers took {time.monotonic() - begun:.1f} s; {seen} states seen")  # noqa: T201
+    some.join(auditor)
+    assert sums == {500}
+    assert sum(d[accounts]) == 500
+    assert len(d.history()) == 5 + 2 * 4 * rounds
+    assert seen > 5, "too few states were seen: this has shown nothing"
 
 
 # -- a counter under a lock -----------------------------------------------------------------

@@ -12,23 +12,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from machine import Machine, content
 from remotedict import CorruptBlobError, FormatVersionError, InvalidNameError
 from remotedict.pure import codec, frames, naming, plan, records
 from remotedict.pure.records import (
-    Checkpoint,
+    Annotate,
     CheckpointRef,
     Commit,
     Delete,
+    Drop,
     Facts,
+    Forget,
     Holder,
     Index,
     Lock,
+    LogRef,
     Range,
     Segment,
     Set,
     Unlock,
 )
-from remotedict.pure.state import Draft, State
+from remotedict.pure.state import State
 
 KEYS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
@@ -109,18 +113,23 @@ def an_index():
         "me",
         "why",
         [
-            Set("k", b"g" * 16, 0, b"inline", Facts("str", 6)),
+            Set("k", 1, b"g" * 16, 0, b"inline", Facts("str", 6), None),
             Set(
                 "l",
+                2,
                 b"h" * 16,
                 0,
                 Range(f"p:000000000000-{'a' * 32}", 3, 4),
                 Facts("a", 6, (1, 2), "f8"),
+                "k",
             ),
-            Set("m", b"i" * 16, 0, 77, Facts("int", 6)),
-            Delete("x"),
+            Set("m", 3, b"i" * 16, 0, 77, Facts("int", 6), None),
+            Annotate("m", 3, '{"a":1}'),
+            Delete("x", 4),
+            Forget("y"),
             Lock("k", Holder("host", 1, "me", None)),
             Unlock("k", b"e" * 16),
+            Drop(0, 1),
         ],
     )
     return replace(plan.genesis(b"d" * 16, b"i" * 16), seq=1, tail=[commit])
@@ -204,11 +213,36 @@ def test_a_required_feature_that_is_unknown_is_said():
         {"seq": 0},
         {"segments": [records.SegmentRef(f"s:000000000001-{0:032x}", 2, 3, 1)]},
         {"checkpoint": CheckpointRef(f"c:000000000001-{0:032x}", 5, 1)},
+        {"log": LogRef(f"l:000000000001-{0:032x}", 1, 1, 1)},
+        {"log": LogRef(f"l:000000000001-{0:032x}", 0, 0, 1)},
     ],
 )
 def test_an_index_whose_seqs_do_not_follow_each_other_is_refused(changes):
     with pytest.raises(CorruptBlobError):
         records.decode(records.encode(replace(an_index(), **changes)), Index, "p")
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 7), (8, 7), (1, 6), (1, 8)])
+def test_a_log_that_does_not_lead_to_the_checkpoint_is_refused(first, last):
+    index = replace(
+        plan.genesis(b"d" * 16, b"i" * 16),
+        seq=7,
+        checkpoint=CheckpointRef(f"c:000000000007-{0:032x}", 7, 1),
+        log=LogRef(f"l:000000000007-{0:032x}", 1, 7, 1),
+    )
+    assert records.decode(records.encode(index), Index, "p")[0] == index
+    index = replace(index, log=LogRef(f"l:000000000007-{0:032x}", first, last, 1))
+    with pytest.raises(CorruptBlobError, match="its log doesn't lead to commit 7"):
+        records.decode(records.encode(index), Index, "p")
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_to_keep_no_version_at_all_is_refused(drop):
+    index = an_index()
+    tail = [replace(index.tail[0], changes=[Drop(0, 0)])]
+    index = replace(index, tail=tail) if drop else replace(index, history=0)
+    with pytest.raises(CorruptBlobError, match=">= 1"):
+        records.decode(records.encode(index), Index, "p")
 
 
 # -- values ---------------------------------------------------------------------------------
@@ -274,110 +308,6 @@ def test_large_buffers_are_neither_copied_into_the_stream_nor_shared_with_what_i
 # -- states and plans -----------------------------------------------------------------------
 
 
-class Machine:
-    """Commits to an index, by the plan's rules, with blobs in a dict; and a dict as the model."""
-
-    def __init__(self, seed):
-        self.random = random.Random(seed)
-        self.index = plan.genesis(b"d" * 16, b"i" * 16)
-        self.state = self.settled = State.empty()
-        self.blobs = {}
-        self.model = {}  # key -> generation
-        self.versions = {}
-        self.locks = {}
-
-    def uuid(self):
-        return self.random.randbytes(16)
-
-    def change(self, key, commit_id):
-        kind = self.random.random()
-        if kind < 0.1:
-            if key in self.locks:
-                return Unlock(key, self.locks.pop(key))
-            self.locks[key] = commit_id
-            return Lock(key, Holder("h", 1, "me", None))
-        self.versions[key] = self.versions.get(key, 0) + 1
-        if kind < 0.35 and key in self.model:
-            del self.model[key]
-            return Delete(key)
-        generation = self.model[key] = self.uuid()
-        pack = f"p:{self.index.seq // 10:012d}-{0:032x}"
-        place = self.random.choice([generation, generation, Range(pack, 0, 9), 77])
-        return Set(key, generation, self.index.seq, place, Facts("bytes", 16))
-
-    def commit(self, count):
-        commits = []
-        for n in range(count):
-            commit_id = self.uuid()
-            keys = self.random.sample([f"k{i}" for i in range(60)], self.random.choice([1, 1, 5]))
-            changes = [self.change(key, commit_id) for key in keys]
-            commits.append(Commit(commit_id, self.index.seq + n + 1, n, "me", "", changes))
-        index, segment = plan.extend(self.index, commits, self.uuid)
-        if segment:
-            self.blobs[segment.ref.blob] = segment.blob
-            self.state.relocate([c for c in segment.commits if c.seq <= self.state.seq])
-            self.settled = self.state
-            moved = {c.seq: c for c in segment.commits}
-            commits = [moved.get(c.seq, c) for c in commits]
-        for commit in commits:
-            self.state = self.state.apply(commit)
-            if segment and commit.seq == index.settled:
-                self.settled = self.state
-        self.index = index
-
-    def upkeep(self):
-        if refs := plan.due_merge(self.index):
-            segments = [records.decode(self.blobs[r.blob], Segment, "")[0] for r in refs]
-            merged = plan.merge(self.index, refs, segments, self.uuid())
-            self.blobs[merged.ref.blob] = merged.blob
-            self.index = plan.swap_merged(self.index, refs, merged.ref)
-        if plan.due_checkpoint(self.index):
-            record, data = self.settled.checkpoint(b"d" * 16, b"i" * 16, "", 0)
-            blob = records.encode(record, data)
-            name = f"c:{naming.unique(self.index.seq, self.uuid())}"
-            self.blobs[name] = blob
-            ref = CheckpointRef(name, self.settled.seq, len(blob))
-            self.index = plan.swap_checkpoint(self.index, ref)
-
-    def load(self):
-        """Return the state as a reader finds it who has never seen it."""
-        index = records.decode(records.encode(self.index), Index, "")[0]
-        state = State.empty()
-        if index.checkpoint:
-            record, data = records.decode(self.blobs[index.checkpoint.blob], Checkpoint, "")
-            state = State.from_checkpoint(record, data, "")
-        for ref in index.segments:
-            segment = records.decode(self.blobs[ref.blob], Segment, "")[0]
-            for commit in plan.resolve(segment.commits, ref.blob):
-                state = state.apply(commit)
-        for commit in index.tail:
-            state = state.apply(commit)
-        return state
-
-    def value(self, entry):
-        """Return the bytes that an entry stands for, where they are inline or in a segment."""
-        if isinstance(entry.place, bytes):
-            return entry.place
-        if isinstance(entry.place, Range) and entry.place.blob.startswith("s:"):
-            at = entry.place.offset
-            return self.blobs[entry.place.blob][at : at + entry.place.length]
-        return entry.generation
-
-
-def facts_of(state, machine):
-    """Return all that a state says, in terms that don't depend on how it came about."""
-    return (
-        [(k, state.get(k).version, state.get(k).generation) for k in state],
-        list(reversed(state)) == list(state)[::-1],
-        len(state),
-        {k: lock.epoch for k, lock in state.locks.items()},
-        {k: state.version(k) for k in machine.versions},
-        state.retired,
-        [machine.value(state.get(k)) == state.get(k).generation for k in state].count(False),
-        state.head,
-    )
-
-
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(plan, "INDEX_BYTES", 1500)
@@ -385,34 +315,50 @@ def small(monkeypatch):
     monkeypatch.setattr("remotedict.pure.state._REBASE_MIN", 40)
 
 
-@pytest.mark.parametrize("seed", range(12))
+def check_everything(machine, followers):
+    """Check what each of the states of the newest commit tells, and 3 views of each."""
+    fresh = machine.load()
+    for known in (machine.known, *(follower.check().result() for follower in followers)):
+        assert content(known.state) == content(fresh.state)
+        assert content(known.settled) == content(fresh.settled)
+        machine.check_places(known)
+    states = [
+        machine.state,
+        machine.state.rebased(),
+        fresh.state,
+        *(follower.known.state for follower in followers),
+    ]
+    floor, seq = machine.model.floor, machine.state.seq
+    for state in states:
+        machine.check(state)
+        for at in {max(floor, 1), machine.random.randrange(floor, seq) + 1, seq}:
+            machine.check_view(state, at)
+
+
+@pytest.mark.parametrize("seed", range(8))
 def test_a_state_is_the_same_however_it_was_come_by(seed, small):
     machine = Machine(seed)
+    followers = [machine.store.client() for _ in range(3)]
     frozen = []
-    for step in range(400):
-        machine.commit(machine.random.choice([1, 1, 1, 3]))
+    for step in range(200):
+        machine.commit(machine.random.choice([1, 1, 1, 3, 8]))
         machine.upkeep()
-        if step % 7 == 0 and machine.state.due_for_rebase():
-            machine.state = machine.state.rebased()
-        if step % 50 == 0:
-            frozen.append((machine.state, facts_of(machine.state, machine)[:4]))
-        if step % 40 == 39:
-            mine = facts_of(machine.state, machine)
-            assert mine == facts_of(machine.load(), machine)
-            assert mine == facts_of(machine.state.rebased(), machine)
-            assert {k: g for k, _, g in mine[0]} == machine.model
-            assert list(machine.state) == list(machine.model)
-            assert mine[3] == machine.locks
-            assert mine[4] == machine.versions
-            assert mine[6] == 0
+        for follower in followers:
+            if machine.random.random() < 0.1:
+                machine.check_places(follower.check().result())
+        if step % 25 == 0:
+            frozen.append((machine.state, content(machine.state, places=False)))
+        if step % 25 == 24:
+            check_everything(machine, followers)
     for state, before in frozen:
-        assert facts_of(state, machine)[:4] == before  # what came later changed no older view
+        assert content(state, places=False) == before  # what came later changed no older view
     assert machine.index.checkpoint
+    assert machine.model.floor
 
 
 def test_a_state_parts_ways_with_one_that_went_on_from_the_same_point():
     def commit(seq, name):
-        change = Set("k", name.ljust(16), 0, name, Facts("bytes", 1))
+        change = Set("k", seq, name.ljust(16), 0, name, Facts("bytes", 1), None)
         return Commit(name.ljust(16), seq, 0, "me", "", [change])
 
     start = State.empty().apply(commit(1, b"start"))
@@ -426,30 +372,13 @@ def test_a_state_parts_ways_with_one_that_went_on_from_the_same_point():
 @pytest.mark.parametrize("seed", range(5))
 def test_a_draft_says_what_the_state_will_be(seed, small):
     machine = Machine(seed)
-    machine.commit(200)
-    draft, before = Draft(machine.state), machine.state
-    machine.commit(10)
-    for commit in newest(machine, 10):
-        draft.add(commit)
-    after = machine.state
-    assert list(draft) == list(after)
-    assert list(reversed(draft)) == list(reversed(after))
-    for key in machine.versions:
-        assert draft.lock(key) == after.lock(key)
-        assert (draft.get(key) is None) == (after.get(key) is None)
-        if after.get(key):
-            assert draft.get(key).generation == after.get(key).generation
-            assert draft.get(key).version == after.get(key).version
-    assert before.seq == 200
-
-
-def newest(machine, count):
-    commits = [
-        commit
-        for ref in machine.index.segments
-        for commit in records.decode(machine.blobs[ref.blob], Segment, "")[0].commits
-    ]
-    return [*commits, *machine.index.tail][-count:]
+    for _ in range(60):
+        before = machine.state
+        draft = machine.commit(machine.random.choice([1, 2, 10]))
+        machine.check_draft(draft)
+        machine.check_draft(draft.copy())
+        assert draft.state is before
+        assert set(draft.changed(before.seq)) == set(machine.state.changed(before.seq))
 
 
 @pytest.mark.parametrize("nbytes", [10, 150, 1000, 2000])
@@ -466,7 +395,15 @@ def test_the_index_stays_small_and_a_reopen_reads_few_blobs(nbytes, bulk):
     while keys < 20_000:
         count = rng.randrange(1, bulk) if bulk > 1 and rng.random() < 0.02 else 1
         changes = [
-            Set(f"key-{keys + n:06}", rng.randbytes(16), index.seq, bytes(nbytes), Facts("int", 5))
+            Set(
+                f"key-{keys + n:06}",
+                1,
+                rng.randbytes(16),
+                index.seq,
+                bytes(nbytes),
+                Facts("int", 5),
+                None,
+            )
             for n in range(count)
         ]
         keys += count
@@ -484,6 +421,8 @@ def test_the_index_stays_small_and_a_reopen_reads_few_blobs(nbytes, bulk):
             index = plan.swap_merged(index, refs, ref)
         if plan.due_checkpoint(index):
             name = f"c:{naming.unique(index.seq, rng.randbytes(16))}"
-            index = plan.swap_checkpoint(index, CheckpointRef(name, index.settled, keys * 90))
+            ref = CheckpointRef(name, index.settled, keys * 90)
+            log = LogRef(name.replace("c:", "l:"), 1, index.settled, 100)
+            index = plan.swap_checkpoint(index, ref, index.segments, log)
     assert worst <= 12
     assert largest <= plan.INDEX_BYTES

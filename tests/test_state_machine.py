@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
-from contextlib import contextmanager
+from collections import defaultdict
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,12 +20,18 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from remotedict import ItemLockedError, LockLostError, LockNotHeldError
+from remotedict import (
+    ConflictError,
+    ItemLockedError,
+    LockLostError,
+    LockNotHeldError,
+    VersionConflictError,
+)
 from remotedict.features import locks
 from remotedict.pure import plan, state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from conftest import Shop
     from remotedict import RemoteDict
@@ -46,6 +53,20 @@ values = st.one_of(
         st.integers(0, 2),
     ),
 )
+notes = st.dictionaries(st.sampled_from("xyz"), st.integers(0, 2), max_size=2)
+# What a commit or transaction is made of: (verb, key, value or metadata); to renew a key is to
+# delete and set it.
+writes = st.lists(
+    st.one_of(
+        st.tuples(st.just("set"), keys, values),
+        st.tuples(st.just("delete"), keys, st.none()),
+        st.tuples(st.just("renew"), keys, values),
+        st.tuples(st.just("note"), keys, notes),
+    ),
+    min_size=1,
+    max_size=5,
+)
+Write = tuple[str, str, Any]
 
 
 class TwoHandles(RuleBasedStateMachine):
@@ -56,6 +77,10 @@ class TwoHandles(RuleBasedStateMachine):
         self.open = open_
         self.model: dict[str, Any] = {}
         self.versions = dict.fromkeys(KEYS, 0)
+        self.metadata: dict[str, dict[str, Any]] = {}  # of those that have any
+        self.old: dict[tuple[str, int], Any] = {}  # key and version: its value
+        self.told: dict[str, list[tuple[str, int]]] = defaultdict(list)  # key: kinds, versions
+        self.past: dict[int, tuple[dict[str, Any], dict[str, Any], dict[str, int]]] = {}
         self.locks: dict[str, int] = {}
         self.lost: tuple[set[str], set[str]] = (set(), set())
 
@@ -72,22 +97,40 @@ class TwoHandles(RuleBasedStateMachine):
     # -- what a write may meet ----------------------------------------------------------------
 
     @contextmanager
-    def touching(self, who: int, touched: Sequence[str]) -> Iterator[None]:
-        """Run a write of `touched`: refused whole if a lock is in its way, else it counts."""
-        lost = next((key for key in touched if key in self.lost[who]), None)
+    def touching(
+        self, who: int, touched: Iterable[str], kinds: dict[str, list[str]] | None = None
+    ) -> Iterator[None]:
+        """Run a write of `touched`: refused whole if a lock is in its way, else it counts.
+
+        `kinds` says what the history will tell of each key; by default whether it is there.
+        """
+        lost = [key for key in touched if key in self.lost[who]]
         barred = [key for key in touched if self.locks.get(key, who) != who]
-        before = dict(self.model)
+        before = dict(self.model), dict(self.metadata)
         if lost or barred:
             with pytest.raises(LockLostError if lost else ItemLockedError) as refused:
                 yield
-            assert refused.value.item_name == lost or refused.value.item_name in barred
+            assert refused.value.item_name in [*lost, *barred]
             self.lost[who].discard(refused.value.item_name)
-            assert list(self.h[who]) == list(before)
-            self.model = before
+            assert list(self.h[who]) == list(before[0])
+            self.model, self.metadata = before
         else:
             yield
             for key in touched:
-                self.versions[key] += 1
+                now = ["set" if key in self.model else "delete"]
+                for kind in kinds[key] if kinds else now:
+                    self.count(key, kind)
+
+    def count(self, key: str, kind: str) -> None:
+        if kind == "note":
+            return
+        self.versions[key] += 1
+        self.told[key].append((kind, self.versions[key]))
+        if kind == "delete":
+            if key not in self.model:
+                self.metadata.pop(key, None)
+        else:
+            self.old[key, self.versions[key]] = self.model[key]
 
     @rule(who=handles, key=keys, value=values)
     def set(self, who: int, key: str, value: Any) -> None:
@@ -157,6 +200,178 @@ class TwoHandles(RuleBasedStateMachine):
         with self.touching(who, list(self.model)):
             self.model.clear()
             self.h[who].clear()
+
+    # -- on conditions, with metadata, from old values ------------------------------------------
+
+    @rule(
+        who=handles,
+        key=keys,
+        value=values,
+        fields=st.none() | notes,
+        off=st.sampled_from([None, 0, 0, -1, 1]),
+        if_absent=st.booleans(),
+    )
+    def put(
+        self, who: int, key: str, value: Any, fields: Any, off: int | None, if_absent: bool
+    ) -> None:
+        comes = self.versions[key] + 1
+        version = None if off is None else max(1, comes + off)
+        options = {"version": version, "if_absent": if_absent, "metadata": fields}
+        if version not in (None, comes) or (if_absent and key in self.model):
+            with pytest.raises(VersionConflictError) as refused:
+                self.h[who].put(key, value, **options)
+            assert (refused.value.key, refused.value.expected) == (key, comes)
+            return
+        with self.touching(who, [key]):
+            self.model[key] = value
+            if fields is not None:
+                self.metadata[key] = fields
+            assert self.h[who].put(key, value, **options) == comes
+
+    @rule(who=handles, key=keys, fields=notes, merge=st.booleans())
+    def note(self, who: int, key: str, fields: dict[str, Any], merge: bool) -> None:
+        if key not in self.model:
+            with pytest.raises(KeyError):
+                self.h[who].metadata[key] = fields
+            return
+        _, noted, kinds = self.after([("note" if merge else "notes", key, fields)])
+        with self.touching(who, kinds, kinds):
+            self.metadata = noted
+            if merge:
+                self.h[who].metadata[key].update(fields)
+            else:
+                self.h[who].metadata[key] = fields
+
+    @rule(who=handles, source=keys, to=keys)
+    def copy_item(self, who: int, source: str, to: str) -> None:
+        if source not in self.model:
+            with pytest.raises(KeyError):
+                self.h[who].copy_item(source, to)
+            return
+        with self.touching(who, [to]):
+            self.model[to] = self.model[source]
+            self.metadata[to] = self.metadata.get(source, {})
+            self.h[who].copy_item(source, to)
+
+    @rule(who=handles, key=keys, data=st.data())
+    def revert(self, who: int, key: str, data: st.DataObject) -> None:
+        version = data.draw(st.integers(1, self.versions[key] + 1))
+        if (key, version) not in self.old:  # not yet, or a deletion
+            for act in (self.h[who].revert, self.h[who].at):
+                with pytest.raises(KeyError):
+                    act(key, version)
+            return
+        assert self.h[who].at(key, version) == self.old[key, version]
+        with self.touching(who, [key]):
+            self.model[key] = self.old[key, version]
+            self.h[who].revert(key, version)
+
+    # -- several writes as one ------------------------------------------------------------------
+
+    def possible(self, wanted: list[Write]) -> list[Write]:
+        """Return the writes without those of keys that won't be there."""
+        there = {*self.model}
+        kept: list[Write] = []
+        for verb, key, new in wanted:
+            if verb in {"delete", "renew"} and key in there:
+                kept.append(("delete", key, None))
+                there.remove(key)
+            if verb in {"set", "renew"} or (verb == "note" and key in there):
+                kept.append((verb.replace("renew", "set"), key, new))
+            if verb in {"set", "renew"}:
+                there.add(key)
+        return kept
+
+    def after(
+        self, made: list[Write]
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, list[str]]]:
+        """Return what one commit of these writes leaves: values, metadata, and its changes."""
+        model, noted = dict(self.model), dict(self.metadata)
+        kinds: dict[str, list[str]] = {}
+        for verb, key, new in made:
+            if verb == "set":
+                model[key] = new
+                kind = "set"
+            elif verb == "delete":
+                del model[key]
+                noted.pop(key, None)
+                kinds.pop(key, None)
+                if key not in self.model:
+                    continue
+                kind = "delete"
+            else:
+                old = noted.get(key, {})
+                noted[key] = old | new if verb == "note" else new
+                if list(noted[key].items()) == list(old.items()):
+                    continue
+                kind = "note"
+            if kind not in kinds.setdefault(key, []):
+                kinds[key].append(kind)
+        return model, noted, kinds
+
+    @staticmethod
+    def make(made: list[Write], d: RemoteDict, into: Any) -> None:
+        """Make the writes: metadata by `d`, values by `d` or its transaction."""
+        for verb, key, new in made:
+            if verb == "set":
+                into[key] = new
+            elif verb == "delete":
+                del into[key]
+            else:
+                d.metadata[key].update(new)
+
+    @rule(who=handles, wanted=writes, fails=st.booleans())
+    def commit(self, who: int, wanted: list[Write], fails: bool) -> None:
+        made, d = self.possible(wanted), self.h[who]
+        if any(verb == "note" and key not in self.model for verb, key, _ in made):
+            return  # metadata[...] of the dictionary says what is there, not what will be
+        if fails:
+            with pytest.raises(ZeroDivisionError), d.commit():  # noqa: PT012
+                self.make(made, d, d)
+                raise ZeroDivisionError
+            return
+        model, noted, kinds = self.after(made)
+        with self.touching(who, kinds, kinds):
+            self.model, self.metadata = model, noted
+            with d.commit(comment="several"):
+                self.make(made, d, d)
+                assert list(d) == list(self.past[max(self.past)][0])
+
+    @rule(
+        who=handles,
+        read=several,
+        scan=st.booleans(),
+        wanted=writes,
+        meanwhile=st.none() | st.tuples(keys, values),
+    )
+    def transaction(
+        self, who: int, read: list[str], scan: bool, wanted: list[Write], meanwhile: Any
+    ) -> None:
+        made, d, versions = self.possible(wanted), self.h[who], dict(self.versions)
+        if any(verb == "note" and key not in self.model for verb, key, _ in made):
+            return
+        expected = self.after(made)[0]
+        stack = ExitStack()
+        t = stack.enter_context(d.transaction())
+        assert [t.get(key, ABSENT) for key in read] == [self.model.get(k, ABSENT) for k in read]
+        if scan:
+            assert list(t) == list(self.model)
+        if meanwhile:
+            self.set(1 - who, *meanwhile)
+        self.make(made, d, t)
+        assert [t.get(key, ABSENT) for key in read] == [expected.get(k, ABSENT) for k in read]
+        if scan:
+            assert list(t.items()) == list(expected.items())
+        changed = {key for key in KEYS if self.versions[key] != versions[key]}
+        if made and changed & ({*KEYS} if scan else {*read, *deleted_unseen(made)}):
+            with pytest.raises(ConflictError) as refused:
+                stack.close()
+            assert {*refused.value.keys} == changed
+            return
+        model, noted, kinds = self.after(made)
+        with self.touching(who, kinds, kinds):
+            self.model, self.metadata = model, noted
+            stack.close()
 
     # -- locks --------------------------------------------------------------------------------
 
@@ -232,10 +447,32 @@ class TwoHandles(RuleBasedStateMachine):
         with self.open(cache_bytes=0) as fresh:
             self.equals(fresh)
 
+    @rule(who=handles, key=keys)
+    def tell(self, who: int, key: str) -> None:
+        told = self.h[who].history(key)
+        told = told[told["kind"].isin(["set", "delete"])]
+        changes = zip(told["kind"], told["version"], strict=True)
+        assert list(changes) == self.told[key][::-1]
+
+    @rule(who=handles, data=st.data())
+    def look_back(self, who: int, data: st.DataObject) -> None:
+        seq = data.draw(st.sampled_from(sorted(self.past)))
+        if seq == 0:
+            return
+        model, noted, versions = self.past[seq]
+        then = self.h[who].snapshot(at=seq)
+        assert list(then) == list(model)
+        assert list(then.items()) == list(model.items())
+        assert list(reversed(then)) == list(reversed(model))
+        assert {key: then.version(key) for key in KEYS} == versions
+        assert then.info()["metadata"].to_dict() == {key: noted.get(key, {}) for key in model}
+
     @invariant()
     def both_list_the_same(self) -> None:
         for handle in getattr(self, "h", ()):
             assert list(handle) == list(self.model)
+            seq = handle._engine.index.known.state.seq
+            self.past[seq] = dict(self.model), dict(self.metadata), dict(self.versions)
 
     def equals(self, d: RemoteDict) -> None:
         assert len(d) == len(self.model)
@@ -248,6 +485,27 @@ class TwoHandles(RuleBasedStateMachine):
         assert list(d.index.index) == list(self.model)
         known = d._engine.known().state
         assert {key: known.version(key) for key in KEYS} == self.versions
+        fields = {key: self.metadata.get(key, {}) for key in self.model}
+        assert d.info()["metadata"].to_dict() == fields
+        assert d.query(x=1) == [key for key in self.model if fields[key].get("x") == 1]
+        assert d.query(facts={"type": "int"}, y=lambda y: y > 0) == [
+            key
+            for key, value in self.model.items()
+            if isinstance(value, int) and fields[key].get("y", 0) > 0
+        ]
+        assert d.glob("[a-e]*") == [key for key in self.model if key[0] in "abcde"]
+
+
+def deleted_unseen(made: list[Write]) -> set[str]:
+    """Return the keys that a transaction deletes without having set them: so it must read them."""
+    written: set[str] = set()
+    read: set[str] = set()
+    for verb, key, _ in made:
+        if verb == "delete" and key not in written:
+            read.add(key)
+        if verb != "note":
+            written.add(key)
+    return read
 
 
 EXAMPLES = {"memory": 100, "local": 25, "azure": 8}  # Azurite takes milliseconds, memory none

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from remotedict import ItemLockedError, LocalDictionary, LockLostError, RemoteDictError
+from remotedict import (
+    ItemLockedError,
+    LocalDictionary,
+    LockLostError,
+    RemoteDictError,
+    VersionConflictError,
+)
 from remotedict.azure import AzureDictionary
 
 if TYPE_CHECKING:
@@ -393,3 +399,94 @@ def write_alarmed(where: Where, rounds: int, seed: int, report: Connection) -> N
         d["k"] = round_, 1
         assert d["k"] == (round_, 1)
     report.send(interrupted)
+
+
+# -- versions, events, transactions ---------------------------------------------------------
+
+
+def save_optimistically(
+    where: Where, barrier: Any, me: int, rounds: int, report: Connection
+) -> None:
+    """Save one key on the condition that nobody else has; report the versions won, and the losses."""
+    won: dict[int, Any] = {}
+    lost: list[tuple[str, int, int | None, int]] = []
+    with where.open() as d:
+        barrier.wait()
+        for n in range(rounds):
+            version = d.version("k") + 1
+            try:
+                assert d.put("k", (me, n), version=version) == version
+            except VersionConflictError as exc:
+                lost.append((exc.key, exc.expected, exc.provided, version))
+            else:
+                won[version] = me, n
+    report.send((won, lost))
+
+
+def write_shared(where: Where, barrier: Any, me: int, count: int) -> None:
+    """Write keys that others write as well."""
+    with where.open(author=f"writer-{me}") as d:
+        barrier.wait()
+        for n in range(count):
+            d[f"k{(n + me) % 25}"] = me, n
+
+
+def write_some_bulks(where: Where, barrier: Any, me: int, count: int) -> None:
+    with where.open() as d:
+        barrier.wait()
+        for n in range(count):
+            keys = [f"{me}-{i}" for i in range(n % 4 + 1)]
+            d[keys] = [n] * len(keys)
+
+
+def watch_all(where: Where, barrier: Any, count: int, report: Connection) -> None:
+    """Report the first changes since now, and how many more there are after the writers' end."""
+    with where.open() as d:
+        w = d.watch(poll=(0.01, 0.1))
+        barrier.wait()
+        report.send(list(itertools.islice(w, count)))
+        barrier.wait()
+        report.send(list(d.watch(since=count, timeout=0)))
+
+
+def watch_until_killed(where: Where, since: Any, report: Connection) -> None:
+    """Report each change as it comes: what is in the pipe when the process dies stays there."""
+    for event in where.open().watch(since, poll=(0.01, 0.05)):
+        report.send(event)
+
+
+def count_up_by_modify(where: Where, barrier: Any, rounds: int) -> None:
+    with where.open() as d:
+        barrier.wait()
+        for _ in range(rounds):
+            d.modify("n", lambda n: n + 1, default=0)
+
+
+def move_money(where: Where, barrier: Any, accounts: list[str], seed: int, rounds: int) -> None:
+    rng = random.Random(seed)
+
+    def move(t: Any) -> None:
+        source, target = rng.sample(accounts, 2)
+        amount = rng.randint(1, min(t[source], 50)) if t[source] else 0
+        t[source] -= amount
+        t[target] += amount
+
+    with where.open() as d:
+        barrier.wait()
+        for _ in range(rounds):
+            d.run(move)
+
+
+def audit(where: Where, barrier: Any, accounts: list[str], stop: Any, report: Connection) -> None:
+    """Add up all accounts in every way until told to stop; report the sums, and the states seen."""
+    sums, seen = set(), set()
+    with where.open() as d, where.open().mirror(poll=(0.01, 0.05)) as m:
+        barrier.wait()
+        while not stop.is_set():
+            snapshot = d.snapshot()
+            seen.add(snapshot.seq)
+            sums.add(sum(snapshot[accounts]))
+            sums.add(sum(m[accounts]))
+            with d.transaction() as t:
+                sums.add(sum(t[accounts]))
+    report.send((sums, len(seen)))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 Buffer = bytes | bytearray | memoryview
-Data = Buffer | Sequence[Buffer] | Iterator[Buffer]
+Data = Buffer | Sequence[Buffer] | Iterable[Buffer]
 
 PIECE_BYTES = 8 * 1024 * 1024
 """The most that one request should carry: more is split into pieces that travel in parallel."""
@@ -137,8 +137,8 @@ class Backend(Protocol):
         ----------
         path : str
             The blob.
-        data : bytes-like, or sequence or iterator of bytes-like
-            The bytes.
+        data : bytes-like, or iterable of bytes-like
+            The bytes. What can be iterated only once can't be sent again.
         if_match : str, optional
             Only while this is the blob's etag.
         if_absent : bool

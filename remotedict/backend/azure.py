@@ -19,6 +19,7 @@ from azure.core.exceptions import (
 )
 from azure.core.pipeline.transport import RequestsTransport
 from azure.storage.blob import BlobBlock, BlobClient, BlobLeaseClient, ContainerClient
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from remotedict.backend import (
     NOT_MODIFIED,
@@ -53,6 +54,17 @@ _T = TypeVar("_T")
 _CONNECTIONS = 64
 _LEASE_MIN, _LEASE_MAX = 15, 60  # what the service grants, but for endless leases
 _CONNECT_TIMEOUT = 10.0
+_BLOCK_ATTEMPTS = 5
+
+
+def _few_attempts() -> Retrying:
+    """Return attempts at what is a small part of a long upload, which would begin anew without."""
+    return Retrying(
+        retry=retry_if_exception_type(TransientError),
+        wait=wait_random_exponential(0.1, max=2),
+        stop=stop_after_attempt(_BLOCK_ATTEMPTS),
+        reraise=True,
+    )
 
 
 class AzureBackend:
@@ -167,8 +179,10 @@ class AzureBackend:
         # The content in the name: two writers of one path never commit each other's blocks, and
         # a block that is sent again is the same one.
         block_id = f"{number:08d}-{xxhash.xxh3_128_hexdigest(data)}"
-        with _translated(path):
-            self._client.get_blob_client(path).stage_block(block_id, data, length=len(data))
+        blob = self._client.get_blob_client(path)
+        for attempt in _few_attempts():
+            with attempt, _translated(path):
+                blob.stage_block(block_id, data, length=len(data))
         return block_id
 
     def _making_container(self, act: Callable[[], _T]) -> _T:

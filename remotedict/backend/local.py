@@ -66,6 +66,10 @@ class _LeaseFile(msgspec.Struct):
     until: float
 
 
+# Made here, in one thread: see `records`.
+_decode_lease = msgspec.json.Decoder(_LeaseFile).decode
+
+
 class LocalBackend:
     """Blobs as files below `root`.
 
@@ -198,7 +202,7 @@ class LocalBackend:
 
     def _read_lease(self, target: Path) -> _LeaseFile | None:
         try:
-            return msgspec.json.decode(_read_bytes(_lease_file(target)), type=_LeaseFile)
+            return _decode_lease(_read_bytes(_lease_file(target)))
         except (FileNotFoundError, msgspec.DecodeError):
             return None
 

@@ -12,13 +12,15 @@ from remotedict.backend import BackendError, LeaseHeld, PreconditionFailed, Tran
 from remotedict.engine.runtime import log
 from remotedict.errors import (
     RemoteDictError,
+    SnapshotExpiredError,
     StoreUnavailableError,
     UnknownOutcomeError,
 )
 from remotedict.pure import plan
+from remotedict.pure.draft import Draft, versioned
+from remotedict.pure.entry import Entry
 from remotedict.pure.naming import born
-from remotedict.pure.records import Change, Commit, Index, Range, Set, encode
-from remotedict.pure.state import Draft
+from remotedict.pure.records import Change, Commit, Drop, Index, Range, Set, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,10 +75,15 @@ class Request:
 
 
 class Swap:
-    """A wish of the upkeep: the same state, laid out otherwise. None: no longer possible."""
+    """A wish of the upkeep: the same state, laid out otherwise. None: no longer possible.
 
-    def __init__(self, transform: Transform) -> None:
+    One that moves bytes, or the horizon, goes alone: nobody may be judged on the state that was
+    there before it, and land with it.
+    """
+
+    def __init__(self, transform: Transform, *, alone: bool = False) -> None:
         self.transform = transform
+        self.alone = alone
         self.verdict: Future[bool] = Future()
 
 
@@ -139,7 +146,7 @@ class Committer:
         batch: list[Request | Swap] = []
         while True:
             with self._lock:
-                batch, self._queue = self._queue, []
+                batch = self._next([])
                 if not batch:
                     self._drainer = None
                     return
@@ -149,6 +156,17 @@ class Committer:
                 for request in batch:
                     if not request.verdict.done():
                         request.verdict.set_exception(_own(exc, request))
+
+    def _next(self, batch: list[Request | Swap]) -> list[Request | Swap]:
+        """Take from the queue what may go out together with `batch`."""
+        alone = [isinstance(one, Swap) and one.alone for one in (*batch, *self._queue)]
+        if any(alone):
+            count = 1 if alone[0] else alone.index(True)
+            count = max(count - len(batch), 0)
+        else:
+            count = len(self._queue)
+        taken, self._queue = self._queue[:count], self._queue[count:]
+        return taken
 
     def _settle(self, batch: list[Request | Swap]) -> None:
         """Give every request of `batch` its verdict; those that come meanwhile may join."""
@@ -167,6 +185,13 @@ class Committer:
                     continue
                 began = self._runtime.monotonic()
                 etag = self._swap(round_)
+                if etag is not None and round_.moves:
+                    # It has to be read again, as by everybody else.
+                    try:
+                        self._index.since(self._index.ticket())
+                    finally:
+                        round_.conclude()
+                    return
                 if etag is not None:
                     try:
                         self._index.landed(
@@ -183,8 +208,7 @@ class Committer:
                 self._expire(batch, losses)
                 lease = self._wait_turn(lease, losses, self._runtime.monotonic() - began)
                 with self._lock:
-                    joined, self._queue = self._queue, []
-                    batch += joined
+                    batch += self._next(batch)
         finally:
             if lease:
                 self._release(lease)
@@ -332,8 +356,9 @@ class _Round:
                     self._swapped.add(id(request))
                 continue
             try:
-                changes = list(request.decide(draft))
-                _check_horizon(changes, index)
+                changes = versioned(request.decide(draft), draft)
+                _check_bytes(changes, index, draft)
+                _check_drops(changes, index)
             except Exception as exc:  # noqa: BLE001 - one's mistake must not fail the others
                 self._refusals[id(request)] = exc
                 continue
@@ -348,6 +373,11 @@ class _Round:
             index, self.segment = plan.extend(index, self.commits, uuid)
         self.idle = index is known.index
         self.index = replace(index, revision=known.index.revision + 1)
+
+    @property
+    def moves(self) -> bool:
+        """Whether it moves bytes: then nothing that is known of places holds any more."""
+        return self.known.index is not None and self.index.moved != self.known.index.moved
 
     @property
     def ids(self) -> set[bytes]:
@@ -370,16 +400,42 @@ class _Round:
                 request.verdict.set_result(self._commits.get(id(request)))
 
 
-def _check_horizon(changes: Sequence[Change], index: Index) -> None:
-    """Refuse uploads that began below the horizon: the same comparison as vacuum's own."""
+def _check_bytes(changes: Sequence[Change], index: Index, draft: Draft) -> None:
+    """Refuse to name bytes that vacuum may have deleted.
+
+    Uploads that began below the horizon, by the same comparison as vacuum's own; and bytes that
+    were there already, for a copy or a revert, but are no longer listed.
+    """
+    fresh = {c.generation for c in changes if isinstance(c, Set) and c.origin is None}
     for change in changes:
-        if isinstance(change, Set) and not isinstance(change.place, bytes):
+        if not isinstance(change, Set) or isinstance(change.place, bytes):
+            continue
+        if change.origin is not None:
+            if change.generation not in fresh and not _lists(draft, change):
+                raise SnapshotExpiredError(change.origin)
+        else:
             shared = isinstance(change.place, Range)
             began = born(change.place.blob) if isinstance(change.place, Range) else change.born
             if began < index.horizon:
                 what = "a pack" if shared else f"the value of {change.key!r}"
                 msg = f"{what} was uploaded below the horizon {index.horizon}"
                 raise UploadExpired(msg)
+
+
+def _check_drops(changes: Sequence[Change], index: Index) -> None:
+    """Refuse to drop what is to be kept by now."""
+    for change in changes:
+        if isinstance(change, Drop) and (index.history is None or change.versions < index.history):
+            msg = "more history is kept now than when the drop was begun"
+            raise RemoteDictError(msg)
+
+
+def _lists(draft: Draft, change: Set) -> bool:
+    assert change.origin is not None  # noqa: S101 - for the type checker
+    return any(
+        isinstance(item, Entry) and item.generation == change.generation
+        for item in draft.listed(change.origin)
+    )
 
 
 class _InDoubtError(Exception):

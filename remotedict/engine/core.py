@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from remotedict.backend import BlobNotFound
-from remotedict.engine.committer import Committer, Request, UploadExpired
+from remotedict.engine.commits import Commits
+from remotedict.engine.committer import Committer, Request, Swap, UploadExpired
 from remotedict.engine.index import IndexBlob, Known
 from remotedict.engine.patient import Patient
 from remotedict.engine.reader import Reader
@@ -20,18 +21,20 @@ from remotedict.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
     from remotedict.backend import Backend
-    from remotedict.engine.committer import Decide
+    from remotedict.engine.committer import Decide, Transform
     from remotedict.engine.runtime import Runtime
     from remotedict.engine.values import Progress
+    from remotedict.pure.codec import Encoded
+    from remotedict.pure.entry import Entry
     from remotedict.pure.naming import Layout
     from remotedict.pure.records import Commit, Set
     from remotedict.pure.state import State
-    from remotedict.pure.table import Entry
 
+_T = TypeVar("_T")
 _ATTEMPTS = 10
 _WINDOW_ITEMS = 256
 _WINDOW_BYTES = 64 * 1024 * 1024
@@ -45,6 +48,7 @@ class Tuning(NamedTuple):
     max_staleness: float
     inline_bytes: int
     cache_bytes: int
+    retention: float
 
 
 class Engine:
@@ -65,7 +69,17 @@ class Engine:
         reader = Reader(self.backend, layout, runtime)
         self.index = IndexBlob(self.backend, reader, layout, runtime, self.values.cache.add)
         self.committer = Committer(self.backend, self.index, layout, runtime, self._committed)
-        self.upkeep = Upkeep(self.backend, self.index, reader, self.committer, layout, runtime)
+        self.commits = Commits(self.index, reader, runtime)
+        self.upkeep = Upkeep(
+            self.backend,
+            self.index,
+            reader,
+            self.committer,
+            self.commits,
+            layout,
+            runtime,
+            tuning.retention,
+        )
         self._closed = self._orphaned = False
 
     def close(self) -> None:
@@ -156,9 +170,15 @@ class Engine:
         raise self._missing(key, entry)
 
     def read_many(
-        self, keys: Sequence[str], known: Known | None, progress: Progress
+        self,
+        keys: Sequence[str],
+        known: Known | None,
+        progress: Progress,
+        at_hand: Mapping[bytes, bytes] | None = None,
     ) -> dict[str, Any]:
         """Return the values of `keys` by key, all as of one moment: that of `known`, or now.
+
+        `at_hand` may have the bytes of generations, so that they need not be fetched.
 
         Raises
         ------
@@ -171,7 +191,7 @@ class Engine:
         for _ in range(_ATTEMPTS):
             items = entries(now.state, keys)
             try:
-                raw = self.runtime.call(partial(self._find_many, items, progress))
+                raw = self._at_hand(items, at_hand or {}, progress)
             except _Gone as gone:
                 if known:
                     raise SnapshotExpiredError(gone.key) from None
@@ -179,6 +199,37 @@ class Engine:
             else:
                 return {key: self._decoded(key, entry, raw[key], now) for key, entry in items}
         raise self._missing(*items[0])
+
+    def _at_hand(
+        self,
+        items: Sequence[tuple[str, Entry]],
+        at_hand: Mapping[bytes, bytes],
+        progress: Progress,
+    ) -> dict[str, bytes]:
+        """Return the bytes of `items` by key, fetching those that aren't at hand."""
+        raw = {key: at_hand[e.generation] for key, e in items if e.generation in at_hand}
+        wanted = [item for item in items if item[0] not in raw]
+        if wanted:
+            raw |= self.runtime.call(partial(self._find_many, wanted, progress))
+        return raw
+
+    def fetch_many(self, items: Sequence[tuple[str, Entry]]) -> dict[str, bytes]:
+        """Return the bytes of `items` by key; those that are gone are left out."""
+        items = list(items)
+        while items:
+            try:
+                return self.runtime.call(partial(self._find_many, items, lambda _: None))
+            except _Gone as gone:
+                items = [item for item in items if item[0] != gone.key]
+        return {}
+
+    def read_entry(self, key: str, entry: Entry, known: Known) -> Any:
+        """Return the value of an entry, be it current or not; SnapshotExpiredError if it's gone."""
+        try:
+            data = self.runtime.call(lambda: self.values.fetch(key, entry))
+        except BlobNotFound:
+            raise SnapshotExpiredError(key) from None
+        return self._decoded(key, entry, data, known)
 
     def stream(self, keys: Iterator[str], known: Known) -> Iterator[tuple[str, Any]]:
         """Yield keys with their values as of `known`, fetched ahead within a window."""
@@ -242,7 +293,12 @@ class Engine:
     # -- writing ----------------------------------------------------------------------------
 
     def commit(
-        self, decide: Decide, comment: str = "", commit_id: bytes | None = None
+        self,
+        decide: Decide,
+        *,
+        comment: str = "",
+        author: str | None = None,
+        commit_id: bytes | None = None,
     ) -> Commit | None:
         """Make one commit of what `decide` returns; None if that is nothing.
 
@@ -253,7 +309,7 @@ class Engine:
         request = Request(
             decide,
             commit_id=commit_id or self.runtime.uuid(),
-            author=self.tuning.author,
+            author=self.tuning.author if author is None else author,
             comment=comment,
             ticket=self.index.ticket(),
             deadline=self.runtime.monotonic() + self.tuning.timeout,
@@ -266,32 +322,53 @@ class Engine:
 
         return self.runtime.call(made)
 
+    def created(self) -> Known:
+        """Return what is known, having made an empty dictionary if there is none."""
+        self.check_open()
+        known = self.index.known
+        if known is None or known.index is None:
+            known = self.runtime.call(self.committer.create)
+        return known
+
+    def encode(self, items: Sequence[tuple[str, Any]]) -> list[tuple[str, bytes, Encoded]]:
+        """Return keys with fresh generations and their bytes. Runs the values' own code."""
+        index = self.created().index
+        assert index is not None  # noqa: S101 - it was created
+        return [(key, *self.values.encode(key, value, index.dictionary)) for key, value in items]
+
     def write(
         self,
-        items: Sequence[tuple[str, Any]],
-        commit: Callable[[list[Set]], Any],
+        encoded: Sequence[tuple[str, bytes, Encoded]],
+        commit: Callable[[list[Set]], _T],
         progress: Progress,
-    ) -> None:
+    ) -> _T:
         """Upload values, then call `commit` with the changes that name them.
 
-        If the upload took so long that vacuum may have passed it, all is done again.
+        If the upload took so long that vacuum may have passed it, they are uploaded again, under
+        names that are new since they carry a newer commit.
         """
-        self.check_open()
         while True:
-            known = self.index.known
-            if known is None or known.index is None:
-                known = self.runtime.call(self.committer.create)
-            assert known.index is not None  # noqa: S101 - it was created
-            dictionary, seq = known.index.dictionary, known.state.seq
-            encoded = [(key, *self.values.encode(key, value, dictionary)) for key, value in items]
+            seq = self.created().state.seq
             changes = self.runtime.call(
                 lambda: self.values.place(encoded, seq, progress)  # noqa: B023 - called at once
             )
             try:
-                commit(changes)
+                return commit(changes)
             except UploadExpired:
-                continue
-            return
+                # The refusal came from a newer state, unless it was ours to learn of it.
+                self.now()
+
+    def swap(self, transform: Transform, *, alone: bool = False) -> bool:
+        """Change the index otherwise than by a commit; tell whether there was anything to do."""
+        self.created()
+        swap = Swap(transform, alone=alone)
+
+        def made() -> bool:
+            with self.runtime.still_wanted():
+                self.committer.submit(swap)
+            return swap.verdict.result()
+
+        return self.runtime.call(made)
 
 
 def _same_bytes(one: Entry, other: Entry) -> bool:

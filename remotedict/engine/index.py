@@ -40,6 +40,10 @@ class Known:
     settled: State
     checked: int
 
+    def as_of(self, state: State) -> Known:
+        """Return the same with another state of the same dictionary."""
+        return replace(self, state=state)
+
 
 class IndexBlob:
     """Follows the index blob of one dictionary. Thread-safe.
@@ -56,7 +60,7 @@ class IndexBlob:
         on_relocate: Callable[[bytes, bytes], None],
     ) -> None:
         self._backend = backend
-        self._reader = reader
+        self.reader = reader
         self._layout = layout
         self._runtime = runtime
         self._on_relocate = on_relocate
@@ -178,11 +182,11 @@ class IndexBlob:
                 if old.revision == index.revision and known.etag != etag:
                     self._take_etag(known, old, index, etag)
                 return self._confirm(number)
-            wanted = self._reader.wanted(old, index) if old else None
+            wanted = self.reader.wanted(old, index) if old else None
             if known and old and wanted is not None:
-                self._reader.segments(wanted, index, segments)
+                self.reader.segments(wanted, index, segments)
             else:
-                loaded = self._reader.load(index, segments)
+                loaded = self.reader.load(index, segments)
                 if known and not _continues(known.state, loaded[0]):
                     raise self._went_back(f"has another commit {known.state.seq}")
             with self._lock:
@@ -190,7 +194,7 @@ class IndexBlob:
                     continue  # another thread has changed what these steps build on
                 if known and old and wanted is not None:
                     self._keep_inline(old.tail, index)
-                    loaded = self._reader.advance(known.state, known.settled, old, index, segments)
+                    loaded = self.reader.advance(known.state, known.settled, old, index, segments)
                 return self._publish(Known(etag, index, *loaded, number))
 
     def _take_etag(self, known: Known, old: Index, index: Index, etag: str) -> None:

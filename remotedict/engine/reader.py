@@ -13,6 +13,7 @@ from remotedict.pure.records import (
     Checkpoint,
     Commit,
     Index,
+    Log,
     Segment,
     SegmentRef,
     check_contiguous,
@@ -38,9 +39,9 @@ class Reader:
 
     def segment(self, ref: SegmentRef, index: Index) -> Segment:
         """Return a segment that `index` names, with every place named in full."""
-        path = self._layout.path(ref.blob)
-        record, _data = decode(self._read(ref.blob, ref.size), Segment, path)
-        self._check_origin(record, index, path)
+        path, raw = self.raw(ref.blob, ref.size)
+        record, _data = decode(raw, Segment, path)
+        self.check_origin(record, index, path)
         check_contiguous(record.commits, ref.first, path)
         if len(record.commits) != ref.last - ref.first + 1:
             raise CorruptBlobError(path, "it doesn't hold the commits that the index says")
@@ -63,10 +64,9 @@ class Reader:
         """Return the state of `index`, read from its checkpoint on, and the settled one."""
         state = State.empty()
         if index.checkpoint:
-            path = self._layout.path(index.checkpoint.blob)
-            raw = self._read(index.checkpoint.blob, index.checkpoint.size)
+            path, raw = self.raw(index.checkpoint.blob, index.checkpoint.size)
             record, data = decode(raw, Checkpoint, path)
-            self._check_origin(record, index, path)
+            self.check_origin(record, index, path)
             state = State.from_checkpoint(record, data, path)
             if state.seq != index.checkpoint.seq:
                 raise CorruptBlobError(path, f"it is of commit {state.seq}")
@@ -99,6 +99,8 @@ class Reader:
         They must do so not only for the commits that are new, but also for those that have left
         the tail: else nobody would say where their inline values have gone.
         """
+        if new.moved != old.moved:
+            return None  # what is known of places holds no longer
         left = [ref for ref in new.segments if ref.last > old.settled]
         first = left[0].first if left else new.settled + 1
         if first > old.settled + 1:
@@ -131,12 +133,15 @@ class Reader:
             )
             raise DictionaryChangedError(msg)
 
-    def _check_origin(self, record: Segment | Checkpoint, index: Index, path: str) -> None:
+    def check_origin(self, record: Segment | Checkpoint | Log, index: Index, path: str) -> None:
+        """Raise CorruptBlobError if a record belongs to another dictionary than `index`."""
         if record.dictionary != index.dictionary:
             raise CorruptBlobError(path, "it belongs to another dictionary")
 
-    def _read(self, blob: str, size: int) -> bytes:
-        return read_range(self._backend, self._runtime, self._layout.path(blob), 0, size)
+    def raw(self, blob: str, size: int) -> tuple[str, bytes]:
+        """Return a blob's path, and its bytes."""
+        path = self._layout.path(blob)
+        return path, read_range(self._backend, self._runtime, path, 0, size)
 
 
 def read_range(backend: Patient, runtime: Runtime, path: str, offset: int, length: int) -> bytes:

@@ -70,6 +70,14 @@ class Runtime:
         """Wait."""
         time.sleep(seconds)
 
+    def wait(self, signal: Signal, seconds: float) -> bool:
+        """Wait for a signal, but no longer than that; tell whether it was given."""
+        return signal.wait(seconds)
+
+    def thread(self, fn: Callable[[], Any], name: str) -> None:
+        """Run `fn` in a thread that ends with the process, if not before."""
+        threading.Thread(target=fn, name=f"remotedict-{name}", daemon=True).start()
+
     def jitter(self, seconds: float) -> float:
         """Return a random time between nothing and `seconds`."""
         return random.uniform(0, seconds)  # noqa: S311 - no secret
@@ -163,7 +171,9 @@ class Runtime:
             except BaseException as exc:  # noqa: BLE001 - out of memory, say: it must go on
                 job.fail(exc)
 
-    def map(self, fn: Callable[[Any], _T], items: Iterable[Any], /) -> Iterator[_T]:
+    def map(
+        self, fn: Callable[[Any], _T], items: Iterable[Any], /, *, window: int = _WINDOW
+    ) -> Iterator[_T]:
         """Apply leaf work to items in parallel; yield the results in their order.
 
         Only a window of items is taken ahead, so that not all need be in memory at once. Should
@@ -173,13 +183,36 @@ class Runtime:
         try:
             for item in items:
                 waiting.append(_submit(self._leaf, partial(fn, item)))
-                if len(waiting) == _WINDOW:
+                if len(waiting) == window:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
             for future in waiting:
                 future.cancel()
+
+
+class Signal:
+    """Given once, for all who wait. An interrupt of a wait leaves nothing behind."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[None] = SimpleQueue()
+        self.given = False
+
+    def give(self) -> None:
+        """End all waits, also later ones."""
+        self.given = True
+        self._queue.put(None)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for it, but no longer than that; tell whether it was given."""
+        if not self.given:
+            try:
+                self._queue.get(timeout=max(seconds, 0.0))
+            except Empty:
+                return self.given
+            self._queue.put(None)  # for others who wait
+        return True
 
 
 class AbandonedError(BaseException):

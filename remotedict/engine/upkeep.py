@@ -1,24 +1,33 @@
-"""Upkeep: merges of segments and checkpoints, beside the commits."""
+"""Upkeep: merges of segments, checkpoints, and the end of old versions, beside the commits."""
 
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from remotedict.engine.committer import Swap
+from remotedict.engine.committer import Request, Swap
 from remotedict.engine.runtime import log
+from remotedict.errors import AccessDeniedError
 from remotedict.pure import naming, plan
-from remotedict.pure.records import CheckpointRef, Index, encode
+from remotedict.pure.records import CheckpointRef, Drop, Index, Log, LogRef, encode
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from concurrent.futures import Future
 
+    from remotedict.engine.commits import Commits
     from remotedict.engine.committer import Committer
     from remotedict.engine.index import IndexBlob, Known
     from remotedict.engine.patient import Patient
     from remotedict.engine.reader import Reader
     from remotedict.engine.runtime import Runtime
+    from remotedict.pure.draft import Draft
     from remotedict.pure.naming import Layout
+    from remotedict.pure.records import SegmentRef
+
+LOG_SECONDS = 86_400.0
+"""How long commits are kept that a checkpoint covers, unless all history is."""
 
 
 class Upkeep:
@@ -34,24 +43,41 @@ class Upkeep:
         index: IndexBlob,
         reader: Reader,
         committer: Committer,
+        commits: Commits,
         layout: Layout,
         runtime: Runtime,
+        retention: float,
     ) -> None:
         self._backend = backend
         self._index = index
         self._reader = reader
         self._committer = committer
+        self._commits = commits
+        self._retention = retention
         self._layout = layout
         self._runtime = runtime
         self._lock = threading.RLock()
         self._job: Future[None] | None = None
+        self._held_off = 0
 
     def begin(self) -> None:
         """Do what is due, in the background."""
         with self._lock:
-            if self._job is None:
+            if self._job is None and not self._held_off:
                 # Never in this thread, which is the committer's: the job waits for it.
                 self._job = self._runtime.background(self._run)
+
+    @contextmanager
+    def held_off(self) -> Iterator[None]:
+        """Begin nothing in this context; what was begun has ended."""
+        with self._lock:
+            self._held_off += 1
+        try:
+            self.finish()
+            yield
+        finally:
+            with self._lock:
+                self._held_off -= 1
 
     def finish(self) -> None:
         """Wait for what was begun."""
@@ -94,13 +120,87 @@ class Upkeep:
             index.horizon,
         )
         blob = encode(record, data)
-        ref = CheckpointRef(
-            f"c:{naming.unique(index.seq, self._runtime.uuid())}", state.seq, len(blob)
-        )
+        checkpoint = CheckpointRef(self._name("c", index), state.seq, len(blob))
+        now = self._backend.put(self._layout.path(checkpoint.blob), blob).time
+        ages = _Ages(self._backend, self._layout.path("s:"), now)
+        covered = index.segments
+        log = self._log(index, [*self._commits.log(index), *covered], ages)
+
+        def swapped(now: Index) -> Index | None:
+            if now.history != index.history:
+                return None  # the log is of another policy
+            return plan.swap_checkpoint(now, checkpoint, covered, log)
+
+        done = self._swap(swapped)
+        if done:
+            self._drop(ages.newest_before(self._retention), index)
+        return done
+
+    def _log(self, index: Index, segments: list[SegmentRef], ages: _Ages) -> LogRef:
+        """Write where the commits are that the checkpoint covers; the newest segment stays."""
+        if index.history is not None:
+            old = ages.newest_before(LOG_SECONDS)
+            segments = [ref for ref in segments[:-1] if ref.last > old] + segments[-1:]
+        blob = encode(Log(index.dictionary, index.incarnation, segments))
+        first, last = segments[0].first, segments[-1].last
+        ref = LogRef(self._name("l", index), first, last, len(blob))
         self._backend.put(self._layout.path(ref.blob), blob)
-        return self._swap(lambda index: plan.swap_checkpoint(index, ref))
+        return ref
+
+    def _drop(self, before: int, index: Index) -> None:
+        """Take off the list what was replaced longer ago than it is retained.
+
+        Nobody waits for this, and what isn't done now is done beside a later checkpoint.
+        """
+        known = self._index.known
+        if index.history is None or known is None:
+            return
+        # What is settled is so for every reader: all of them can drop it at the same commit.
+        drop = Drop(min(before, known.settled.seq), index.history)
+        if not known.settled.droppable(drop):
+            return
+
+        def decide(draft: Draft) -> list[Drop]:
+            del draft
+            return [drop]
+
+        now = self._runtime.monotonic()
+        self._committer.submit(
+            Request(
+                decide,
+                commit_id=self._runtime.uuid(),
+                author="",
+                comment="",
+                ticket=-1,
+                deadline=now + self._backend.timeout,
+            )
+        )
+
+    def _name(self, kind: str, index: Index) -> str:
+        return f"{kind}:{naming.unique(index.seq, self._runtime.uuid())}"
 
     def _swap(self, transform: object) -> bool:
         swap = Swap(transform)  # type: ignore[arg-type]
         self._committer.submit(swap)
         return swap.verdict.result()
+
+
+class _Ages:
+    """Which commits are how old, by the store's own times.
+
+    A name carries a commit that its writer knew: whatever that commit replaced, it was replaced
+    before the blob was written.
+    """
+
+    def __init__(self, backend: Patient, prefix: str, now: float) -> None:
+        self._now = now
+        self._seen: list[tuple[float, int]] = []
+        try:
+            self._seen += ((blob.time, naming.born(blob.name)) for blob in backend.list(prefix))
+        except AccessDeniedError as exc:  # then all is kept, until somebody else comes who may
+            log.info("old versions aren't dropped: %s", exc)
+
+    def newest_before(self, seconds: float) -> int:
+        """Return the newest commit that is known to be so many seconds old; 0 for none."""
+        limit = self._now - seconds
+        return max((seq for time, seq in self._seen if time < limit), default=0)

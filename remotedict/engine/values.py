@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from remotedict.engine.patient import Patient
     from remotedict.engine.runtime import Runtime
     from remotedict.pure.codec import Encoded
+    from remotedict.pure.entry import Entry
     from remotedict.pure.naming import Layout
-    from remotedict.pure.table import Entry
 
     Progress = Callable[[int], None]
 
@@ -123,7 +123,7 @@ class Values:
         changes: dict[int, Set] = {}
         for i in inline:
             key, generation, encoded = values[i]
-            changes[i] = Set(key, generation, seq, encoded.join(), encoded.facts)
+            changes[i] = Set(key, 0, generation, seq, encoded.join(), encoded.facts, None)
         progress(len(inline))
         small = [
             i
@@ -147,7 +147,7 @@ class Values:
 
         def one(i: int) -> tuple[int, Set]:
             key, generation, encoded = values[i]
-            change = Set(key, generation, seq, encoded.length, encoded.facts)
+            change = Set(key, 0, generation, seq, encoded.length, encoded.facts, None)
             blob = f"v:{naming.escape(key)}/{naming.unique(seq, generation)}"
             self._backend.put(self._layout.path(blob), encoded.pieces)
             return i, change
@@ -180,7 +180,8 @@ class Values:
                 at = 0
             blob, pieces = packs[-1]
             pieces.extend(encoded.pieces)
-            changes[i] = Set(key, generation, seq, Range(blob, at, encoded.length), encoded.facts)
+            place = Range(blob, at, encoded.length)
+            changes[i] = Set(key, 0, generation, seq, place, encoded.facts, None)
             at += encoded.length
         for blob, pieces in packs:
             self._backend.put(self._layout.path(blob), pieces)

@@ -27,15 +27,15 @@ from remotedict.errors import (
     UnknownOutcomeError,
 )
 from remotedict.features.holdings import Held, Holdings, later
-from remotedict.pure.records import Change, Delete, Holder, Lock, LockEntry, Set, Unlock
+from remotedict.pure.records import Change, Drop, Holder, Lock, LockEntry, Unlock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from remotedict.backend import Lease
     from remotedict.engine.core import Engine
+    from remotedict.pure.draft import Draft
     from remotedict.pure.records import Commit
-    from remotedict.pure.state import Draft
 
 LEASE_SECONDS = 15.0
 """How long a dead holder is waited for, at the most: a lease is renewed a few times in that."""
@@ -96,6 +96,7 @@ class Locks:
         decide: Callable[[Draft], Sequence[Change]],
         *,
         comment: str = "",
+        author: str | None = None,
         commit_id: bytes | None = None,
     ) -> Commit | None:
         """Make a commit that respects all locks.
@@ -110,12 +111,13 @@ class Locks:
         LockLostError
             This handle held such a lock and lost it.
         """
-        return self._engine.runtime.call(lambda: self._commit(decide, comment, commit_id))
+        return self._engine.runtime.call(lambda: self._commit(decide, comment, author, commit_id))
 
     def _commit(
         self,
         decide: Callable[[Draft], Sequence[Change]],
         comment: str,
+        author: str | None,
         commit_id: bytes | None,
     ) -> Commit | None:
         dead: dict[str, bytes] = {}
@@ -124,7 +126,10 @@ class Locks:
             while True:
                 try:
                     return self._engine.commit(
-                        lambda draft: self._judged(draft, decide(draft), dead), comment, commit_id
+                        lambda draft: self._judged(draft, decide(draft), dead),
+                        comment=comment,
+                        author=author,
+                        commit_id=commit_id,
                     )
                 except _Obstructed as obstructed:
                     for lock in sorted(obstructed.locks, key=lambda lock: lock.key):
@@ -144,10 +149,8 @@ class Locks:
         """Return `changes`, and those that end dead holders' epochs; or refuse."""
         ended: list[Change] = []
         obstructing: list[LockEntry] = []
-        for change in changes:
-            if not isinstance(change, Set | Delete):
-                continue
-            key = change.key
+        touched = [c.key for c in changes if not isinstance(c, Lock | Unlock | Drop)]
+        for key in dict.fromkeys(touched):
             lock, held = draft.lock(key), self._held.get(key)
             if held and lock and lock.epoch in held.epochs:
                 continue

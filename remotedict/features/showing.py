@@ -7,8 +7,8 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from remotedict.pure.entry import Entry
     from remotedict.pure.state import State
-    from remotedict.pure.table import Entry
 
 _ROWS = 20
 _HEADINGS = ("key", "type", "shape", "dtype", "size", "age", "version")

@@ -83,6 +83,7 @@ class Encoded(NamedTuple):
 
 
 _header_decoder = msgspec.msgpack.Decoder(ValueHeader)
+_table_decoder = msgspec.msgpack.Decoder(list[int])
 _encode = msgspec.msgpack.encode
 
 
@@ -110,35 +111,45 @@ def encode(
         codec, parts = "bytes", [memoryview(value)]
     else:
         codec, parts = "pickle", _pickled(value, key)
-    header = _encode(
-        ValueHeader(
-            codec,
-            dictionary,
-            key,
-            generation,
-            python_version(),
-            _library(value),
-            CHUNK_BYTES,
-            [part.nbytes for part in parts],
-        )
+    pieces: list[bytes | memoryview] = opening(
+        codec,
+        [part.nbytes for part in parts],
+        key=key,
+        dictionary=dictionary,
+        generation=generation,
+        library=_library(value),
     )
     cuts = (
         part[at : at + CHUNK_BYTES] for part in parts for at in range(0, part.nbytes, CHUNK_BYTES)
     )
-    chunks = [(_seed(generation, number), cut) for number, cut in enumerate(cuts)]
+    chunks = [(seed(generation, number), cut) for number, cut in enumerate(cuts)]
     nbytes = sum(part.nbytes for part in parts)
-    stored = list(map(_compressed, chunks) if nbytes < _INSTANT else run(_compressed, chunks))
-    flags = _TABLE if len(chunks) > 1 else 0
-    pieces: list[bytes | memoryview] = [
-        _sealed(_START, (_MAGIC, FORMAT_VERSION, flags, len(header)), header),
-        header,
-    ]
+    stored = list(map(compressed, chunks) if nbytes < _INSTANT else run(compressed, chunks))
     for prefix, body in stored:
         pieces += [prefix, body]
-    if flags:
-        table = _encode([_CHUNK.size + len(body) for _, body in stored])
-        pieces += [table, _END.pack(len(table), xxhash.xxh3_64_intdigest(table), _MAGIC)]
+    pieces += closing([len(prefix) + len(body) for prefix, body in stored])
     return Encoded(pieces, sum(map(len, pieces)), _facts(value, nbytes))
+
+
+def opening(
+    codec: str, parts: list[int], *, key: str, dictionary: bytes, generation: bytes, library: str
+) -> list[bytes | memoryview]:
+    """Return what stands before the chunks of a value whose parts have these sizes."""
+    header = _encode(
+        ValueHeader(
+            codec, dictionary, key, generation, python_version(), library, CHUNK_BYTES, parts
+        )
+    )
+    flags = _TABLE if sum(-(-size // CHUNK_BYTES) for size in parts) > 1 else 0
+    return [_sealed(_START, (_MAGIC, FORMAT_VERSION, flags, len(header)), header), header]
+
+
+def closing(lengths: list[int]) -> list[bytes]:
+    """Return what stands behind chunks that take so many bytes each: table and end, if any."""
+    if len(lengths) < 2:
+        return []
+    table = _encode(lengths)
+    return [table, _END.pack(len(table), xxhash.xxh3_64_intdigest(table), _MAGIC)]
 
 
 def _pickled(value: Any, key: str) -> list[memoryview]:
@@ -186,22 +197,22 @@ class _WritableAlias:
         return np.asarray(cls(array)).view(array.dtype)
 
 
-def _seed(generation: bytes, number: int) -> int:
+def seed(generation: bytes, number: int) -> int:
     """Return what ties a chunk's checksum to its value, and to its place in it."""
     return (int.from_bytes(generation[:8], "little") + number) % (1 << 64)
 
 
-def _compressed(seeded: tuple[int, memoryview]) -> tuple[bytes, bytes | memoryview]:
+def compressed(seeded: tuple[int, memoryview]) -> tuple[bytes, bytes | memoryview]:
     """Return a chunk's header and body: an LZ4 frame, or the bytes if LZ4 can't shrink them."""
-    seed, chunk = seeded
+    salt, chunk = seeded
     packed = frames.deflate(chunk)
     kind, body = (_LZ4, packed) if len(packed) < chunk.nbytes else (_RAW, chunk)
-    return _sealed(_CHUNK, (kind, chunk.nbytes, len(body)), body, seed), body
+    return _sealed(_CHUNK, (kind, chunk.nbytes, len(body)), body, salt), body
 
 
-def _sealed(prefix: struct.Struct, fields: tuple[Any, ...], body: Any, seed: int = 0) -> bytes:
+def _sealed(prefix: struct.Struct, fields: tuple[Any, ...], body: Any, salt: int = 0) -> bytes:
     """Return a prefix: its fields, and the checksum of them and of the body."""
-    digest = xxhash.xxh3_64(prefix.pack(*fields, 0), seed)
+    digest = xxhash.xxh3_64(prefix.pack(*fields, 0), salt)
     digest.update(body)
     return prefix.pack(*fields, digest.intdigest())
 
@@ -227,14 +238,10 @@ def decode(
         They are whole, but the object can't be made: a module is missing, say.
     """
     view = memoryview(blob)
-    header, at = read_header(view, path)
-    if (header.dictionary, header.generation) != (dictionary, generation):
-        raise CorruptBlobError(
-            path, f"it was written for key {header.key!r} of another dictionary or generation"
-        )
-    chunks = list(_chunks(view, at, header, path))
+    header, at, tabled = read_header(view, dictionary, generation, path)
+    chunks = list(_chunks(view, at, header, tabled, path))
 
-    def unpack(chunk: _Chunk) -> bytes | bytearray | memoryview:
+    def unpack(chunk: Chunk) -> bytes | bytearray | memoryview:
         return chunk.unpack(path)
 
     bodies = iter(map(unpack, chunks) if len(blob) < _INSTANT else run(unpack, chunks))
@@ -253,8 +260,10 @@ def decode(
         raise UnreadableValueError(key, reason) from exc
 
 
-def read_header(view: memoryview, path: str) -> tuple[ValueHeader, int]:
-    """Return what a value says of itself, and the offset of its first chunk."""
+def read_header(
+    view: memoryview, dictionary: bytes, generation: bytes, path: str
+) -> tuple[ValueHeader, int, bool]:
+    """Return what a value says of itself, the offset of its first chunk, and if it has a table."""
     if len(view) < _START.size:
         raise CorruptBlobError(path, f"a value of {len(view)} bytes is too short")
     magic, version, flags, length, _checksum = _START.unpack_from(view)
@@ -271,19 +280,39 @@ def read_header(view: memoryview, path: str) -> tuple[ValueHeader, int]:
         raise CorruptBlobError(path, f"a value's header can't be decoded: {exc}") from exc
     if not header.parts or min(header.parts) < 0 or header.chunk < 1:
         raise CorruptBlobError(path, "a value has no parts")
-    return header, _START.size + length
+    if (header.dictionary, header.generation) != (dictionary, generation):
+        raise CorruptBlobError(
+            path, f"it was written for key {header.key!r} of another dictionary or generation"
+        )
+    return header, _START.size + length, bool(flags & _TABLE)
 
 
-class _Chunk(NamedTuple):
-    seed: int
+class Chunk(NamedTuple):
+    """A chunk as it is stored, of which only the sizes were checked."""
+
+    salt: int
     prefix: memoryview
     kind: int
     size: int
     body: memoryview
 
+    @classmethod
+    def at(cls, view: memoryview, at: int, size: int, salt: int, path: str) -> Chunk:
+        """Return the chunk at an offset, which holds `size` bytes before compression."""
+        if len(view) - at < _CHUNK.size:
+            raise CorruptBlobError(path, "a value ends before its last chunk")
+        prefix = view[at : at + _CHUNK.size]
+        kind, raw, stored, _checksum = _CHUNK.unpack(prefix)
+        body = view[at + _CHUNK.size : at + _CHUNK.size + stored]
+        right = raw == size and len(body) == stored and kind in (_RAW, _LZ4)
+        if not right or (kind == _RAW and stored != size):
+            raise CorruptBlobError(path, "a chunk of a value has the wrong size or kind")
+        return cls(salt, prefix, kind, size, body)
+
     def unpack(self, path: str) -> bytes | bytearray | memoryview:
+        """Return the bytes before compression, or raise CorruptBlobError."""
         fields = (self.kind, self.size, len(self.body))
-        if self.prefix != _sealed(_CHUNK, fields, self.body, self.seed):
+        if self.prefix != _sealed(_CHUNK, fields, self.body, self.salt):
             raise CorruptBlobError(path, "a chunk of a value fails its checksum")
         if self.kind == _RAW:
             return self.body
@@ -293,40 +322,40 @@ class _Chunk(NamedTuple):
             raise CorruptBlobError(path, f"a chunk of a value: {exc}") from exc
 
 
-def _chunks(view: memoryview, at: int, header: ValueHeader, path: str) -> Iterator[_Chunk]:
+def _chunks(
+    view: memoryview, at: int, header: ValueHeader, tabled: bool, path: str
+) -> Iterator[Chunk]:
     lengths: list[int] = []
     for part in header.parts:
         left = part
         while left:
-            if len(view) - at < _CHUNK.size:
-                raise CorruptBlobError(path, "a value ends before its last chunk")
-            prefix = view[at : at + _CHUNK.size]
-            kind, size, stored, _checksum = _CHUNK.unpack(prefix)
-            at += _CHUNK.size
-            body = view[at : at + stored]
-            if (
-                size != min(left, header.chunk)
-                or len(body) != stored
-                or kind not in (_RAW, _LZ4)
-                or (kind == _RAW and stored != size)
-            ):
-                raise CorruptBlobError(path, "a chunk of a value has the wrong size or kind")
-            yield _Chunk(_seed(header.generation, len(lengths)), prefix, kind, size, body)
-            lengths.append(_CHUNK.size + stored)
-            at += stored
-            left -= size
-    flags = _START.unpack_from(view)[2]
-    if flags & _TABLE:
-        if len(view) - at < _END.size:
-            raise CorruptBlobError(path, "a value ends before its table")
-        length, checksum, magic = _END.unpack_from(view, len(view) - _END.size)
-        table = view[at : at + length]
-        right = table == _encode(lengths) and xxhash.xxh3_64_intdigest(table) == checksum
-        if magic != _MAGIC or not right:
+            salt = seed(header.generation, len(lengths))
+            chunk = Chunk.at(view, at, min(left, header.chunk), salt, path)
+            yield chunk
+            lengths.append(len(chunk.prefix) + len(chunk.body))
+            at += lengths[-1]
+            left -= chunk.size
+    if tabled:
+        table, length = read_table(view[at:], path)
+        at += length
+        if table != lengths:
             raise CorruptBlobError(path, "a value's table isn't that of its chunks")
-        at += length + _END.size
     if at != len(view):
         raise CorruptBlobError(path, "a value has bytes after its end")
+
+
+def read_table(tail: memoryview, path: str) -> tuple[list[int], int]:
+    """Return how many bytes each chunk takes, and table and end of a value that ends so."""
+    at = len(tail) - _END.size
+    length, checksum, magic = _END.unpack_from(tail, at) if at >= 0 else (1, 0, b"")
+    table = tail[at - length : at] if length <= at else tail[:0]
+    if (len(table), magic, xxhash.xxh3_64_intdigest(table)) != (length, _MAGIC, checksum):
+        raise CorruptBlobError(path, "a value's table fails its checksum")
+    try:
+        lengths = _table_decoder.decode(table)
+    except msgspec.DecodeError as exc:
+        raise CorruptBlobError(path, f"a value's table can't be decoded: {exc}") from exc
+    return lengths, length + _END.size
 
 
 def _writable(pieces: list[bytes | bytearray | memoryview], size: int) -> bytearray | memoryview:
@@ -353,18 +382,22 @@ def _facts(value: Any, nbytes: int) -> Facts:
         dtype = None if dtype is None or isinstance(dtype, type(lambda: 0)) else str(dtype)[:60]
     except Exception:  # noqa: BLE001 - a foreign object's attributes may do anything
         shape = dtype = None
-    package, name = _package(value), type(value).__qualname__
-    shown = name if package in ("", "builtins") else f"{package}.{name}"
-    return Facts(shown, nbytes, shape, dtype)
+    return Facts(type_name(type(value)), nbytes, shape, dtype)
+
+
+def type_name(cls: type) -> str:
+    """Return what the facts call a class: the first part of its module, and its name."""
+    package = _package(cls)
+    return cls.__qualname__ if package in ("", "builtins") else f"{package}.{cls.__qualname__}"
 
 
 def _library(value: Any) -> str:
-    package = _package(value)
+    package = _package(type(value))
     # The module's own dict: a lazy module's __getattr__ may do anything.
     version = getattr(sys.modules.get(package), "__dict__", {}).get("__version__")
     return f"{package} {version}" if isinstance(version, str) else ""
 
 
-def _package(value: Any) -> str:
-    module = getattr(type(value), "__module__", None)
+def _package(cls: type) -> str:
+    module = getattr(cls, "__module__", None)
     return module.partition(".")[0] if isinstance(module, str) else ""

@@ -124,7 +124,8 @@ class Layout:
     """The paths of one dictionary's blobs in its container.
 
     Records name blobs by a *reference* that holds no folder: ``s:<seq>-<uuid>`` is a segment,
-    ``p:…`` a pack, ``c:…`` a checkpoint, ``v:<escaped key>/<seq>-<uuid>`` a value of its own.
+    ``p:…`` a pack, ``c:…`` a checkpoint, ``l:…`` a log, ``v:<escaped key>/<seq>-<uuid>`` a value
+    of its own.
 
     >>> layout = Layout("runs")
     >>> layout.path("p:000000000007-ab")
@@ -137,6 +138,7 @@ class Layout:
         self._prefixes = {
             "s": f"Index/{folder}/segments/",
             "c": f"Index/{folder}/checkpoints/",
+            "l": f"Index/{folder}/logs/",
             "p": f"{folder}/.packs/",
             "v": f"{folder}/",
         }

@@ -18,6 +18,7 @@ from remotedict.pure.records import (
     CheckpointRef,
     Commit,
     Index,
+    LogRef,
     Range,
     Segment,
     SegmentRef,
@@ -55,7 +56,7 @@ class NewSegment(NamedTuple):
 
 def genesis(dictionary: bytes, incarnation: bytes) -> Index:
     """Return the index of a dictionary in which nothing has happened yet."""
-    return Index(dictionary, incarnation, [], 1, 0, 0, 0, b"", None, [], [])
+    return Index(dictionary, incarnation, [], 1, 0, 0, 0, 0, 1, b"", None, None, [], [])
 
 
 def extend(
@@ -202,16 +203,22 @@ def due_checkpoint(index: Index) -> bool:
     return sum(ref.size for ref in index.segments) > limit
 
 
-def swap_checkpoint(index: Index, checkpoint: CheckpointRef) -> Index | None:
+def swap_checkpoint(
+    index: Index, checkpoint: CheckpointRef, covered: Sequence[SegmentRef], log: LogRef
+) -> Index | None:
     """Return `index` with a newer checkpoint, or None when it has no place there.
 
-    It covers whole segments, never the tail, and replaces only an older one.
+    It covers whole segments, never the tail, and replaces only an older one; and its log must
+    have just these segments, beside those of the log before.
     """
-    if index.checkpoint and index.checkpoint.seq >= checkpoint.seq:
+    if list(index.segments[: len(covered)]) != list(covered):
         return None
-    if checkpoint.seq not in [ref.last for ref in index.segments]:
+    if min(naming.born(checkpoint.blob), naming.born(log.blob)) < index.horizon:
         return None
-    if naming.born(checkpoint.blob) < index.horizon:
-        return None
-    segments = [ref for ref in index.segments if ref.first > checkpoint.seq]
-    return replace(index, revision=index.revision + 1, checkpoint=checkpoint, segments=segments)
+    return replace(
+        index,
+        revision=index.revision + 1,
+        checkpoint=checkpoint,
+        log=log,
+        segments=index.segments[len(covered) :],
+    )

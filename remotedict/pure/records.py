@@ -7,7 +7,7 @@ record. docs/format.md says every byte.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 
 import msgspec
 import xxhash
@@ -24,7 +24,7 @@ FEATURES: frozenset[str] = frozenset()
 _HEADER = struct.Struct("<4sHBBQQQ")
 HEADER_BYTES = _HEADER.size
 _MAGIC = b"RDct"
-INDEX, SEGMENT, CHECKPOINT = 1, 2, 3
+INDEX, SEGMENT, CHECKPOINT, LOG = 1, 2, 3, 4
 
 
 class Record(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -35,7 +35,7 @@ Id = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 _NAME = r"\d{12,}-[0-9a-f]{32}"
 # No reference can lead out of its folder.
-Reference = Annotated[str, msgspec.Meta(pattern=rf"^([spc]:{_NAME}|v:[A-Za-z0-9_=-]+/{_NAME})?\Z")]
+Reference = Annotated[str, msgspec.Meta(pattern=rf"^([spcl]:{_NAME}|v:[A-Za-z0-9_=-]+/{_NAME})?\Z")]
 """What names an immutable blob, see `naming.Layout`; "" is none, or the blob one stands in."""
 
 
@@ -61,22 +61,51 @@ class Facts(Record, frozen=True):
 
 
 class Set(Record, frozen=True, tag="set"):
-    """The key now has this generation.
+    """The key now has this generation, as its version `version`.
 
-    `born` is the newest commit that its writer knew when the upload began.
+    `born` is the newest commit that its writer knew when the upload began. Bytes that were in the
+    store already, for a copy or a revert, come from a generation listed under the key `origin`.
     """
 
     key: str
+    version: Count
     generation: Id
     born: Count
     place: Place
     facts: Facts
+    origin: str | None
 
 
 class Delete(Record, frozen=True, tag="del"):
-    """The key is gone."""
+    """The key is gone; that, too, is a version."""
 
     key: str
+    version: Count
+
+
+class Annotate(Record, frozen=True, tag="meta"):
+    """The key's metadata is this JSON object; "" for none. Value and version stay."""
+
+    key: str
+    version: Count
+    metadata: str
+
+
+class Forget(Record, frozen=True, tag="forget"):
+    """The key was never there: all its versions are off the list, and it begins anew."""
+
+    key: str
+
+
+class Drop(Record, frozen=True, tag="drop"):
+    """Old versions are off the list.
+
+    For each key all items older than the one that was current as of commit `before`, but for the
+    last `versions` versions up to that one.
+    """
+
+    before: Count
+    versions: Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Holder(Record, frozen=True):
@@ -102,7 +131,7 @@ class Unlock(Record, frozen=True, tag="unlock"):
     epoch: Id
 
 
-Change = Set | Delete | Lock | Unlock
+Change = Set | Delete | Annotate | Forget | Lock | Unlock | Drop
 
 
 class Commit(Record, frozen=True):
@@ -133,11 +162,22 @@ class CheckpointRef(Record, frozen=True):
     size: Count
 
 
+class LogRef(Record, frozen=True):
+    """A log as the index names it: commits `first` to `last`, which the checkpoint covers."""
+
+    blob: Reference
+    first: Count
+    last: Count
+    size: Count
+
+
 class Index(Record, frozen=True):
     """The one mutable record.
 
     `revision` counts its writes, also those that add no commit. `base` is the id of the commit
-    before the first one of `tail` (empty before the first commit of all).
+    before the first one of `tail` (empty before the first commit of all). `history` is how many
+    versions of a key are kept: 1 for the newest alone, None for all. `moved` counts how often
+    listed bytes were moved: a reader that knows another number loads the state anew.
     """
 
     dictionary: Id
@@ -147,8 +187,11 @@ class Index(Record, frozen=True):
     seq: Count
     horizon: Count
     horizon_seq: Count
+    moved: Count
+    history: Annotated[int, msgspec.Meta(ge=1)] | None
     base: bytes
     checkpoint: CheckpointRef | None
+    log: LogRef | None
     segments: list[SegmentRef]
     tail: list[Commit]
 
@@ -179,6 +222,14 @@ class Segment(Record, frozen=True):
     commits: list[Commit]
 
 
+class Log(Record, frozen=True):
+    """Where the commits are that a checkpoint covers, as far as they are kept."""
+
+    dictionary: Id
+    incarnation: Id
+    segments: list[SegmentRef]
+
+
 class Column(Record, frozen=True):
     """One column of a checkpoint: an LZ4 frame in its data area."""
 
@@ -186,6 +237,19 @@ class Column(Record, frozen=True):
     dtype: str
     stored: Count
     size: Count
+
+
+class TableRecord(Record, frozen=True):
+    """The columns of a checkpoint, and the lists whose items they number."""
+
+    rows: Count
+    tombstones: Count
+    past: Count
+    stamps: Count
+    blobs: list[Reference]
+    kinds: list[tuple[str, tuple[int, ...] | None, str | None]]
+    texts: list[str]
+    columns: list[Column]
 
 
 class LockEntry(Record, frozen=True):
@@ -196,17 +260,12 @@ class LockEntry(Record, frozen=True):
     holder: Holder
 
 
-class Retired(Record, frozen=True):
-    """A blob that no key needs since commit `seq`; vacuum takes it off the list."""
-
-    blob: Reference
-    seq: Count
-
-
 class Checkpoint(Record, frozen=True):
-    """The whole state as of commit `seq`; the columns are one row an entry.
+    """The whole state as of commit `seq`, with all past items that are listed, as columns.
 
-    `recent` are the ids of the newest commits up to `seq`, oldest first.
+    `recent` are the ids of the newest commits up to `seq`, oldest first. `floor` is the oldest
+    commit as of which nothing was taken off the list. `next_order` is what the next new key's
+    place in the iteration will be.
     """
 
     dictionary: Id
@@ -214,20 +273,24 @@ class Checkpoint(Record, frozen=True):
     previous: Reference
     seq: Count
     horizon: Count
+    floor: Count
+    next_order: Count
     recent: list[Id]
-    rows: Count
-    tombstones: Count
-    blobs: list[Reference]
-    kinds: list[tuple[str, tuple[int, ...] | None, str | None]]
-    authors: list[str]
     locks: list[LockEntry]
-    retired: list[Retired]
-    columns: list[Column]
+    table: TableRecord
 
 
 _T = TypeVar("_T", bound=Record)
-_KINDS: dict[type[Record], int] = {Index: INDEX, Segment: SEGMENT, Checkpoint: CHECKPOINT}
+_KINDS: dict[type[Record], int] = {
+    Index: INDEX,
+    Segment: SEGMENT,
+    Checkpoint: CHECKPOINT,
+    Log: LOG,
+}
 _encoder = msgspec.msgpack.Encoder()
+# Made here, in one thread: msgspec prepares a type when it is first decoded, and two threads that
+# do so at once crash the interpreter (seen with 0.22.0: 36 times in 60 runs).
+_decoders = {cls: msgspec.msgpack.Decoder(cls) for cls in _KINDS}
 
 
 def size(record: msgspec.Struct) -> int:
@@ -270,7 +333,7 @@ def decode(blob: bytes, cls: type[_T], path: str) -> tuple[_T, memoryview]:
     if kind != _KINDS[cls]:
         raise CorruptBlobError(path, f"it is not a {cls.__name__.lower()} (kind {kind})")
     try:
-        record = msgspec.msgpack.decode(view[data_length:], type=cls)
+        record = cast("_T", _decoders[cls].decode(view[data_length:]))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise CorruptBlobError(path, f"its record can't be decoded: {exc}") from exc
     if isinstance(record, Index):
@@ -288,6 +351,8 @@ def _check_index(index: Index, path: str) -> None:
     if unknown := sorted(set(index.features) - FEATURES):
         raise FormatVersionError(path, f"it requires {', '.join(unknown)}")
     seqs = [index.checkpoint.seq] if index.checkpoint else [0]
+    if index.log and (index.log.last != seqs[0] or not 0 < index.log.first <= index.log.last):
+        raise CorruptBlobError(path, f"its log doesn't lead to commit {seqs[0]}")
     for ref in index.segments:
         if ref.first != seqs[-1] + 1 or ref.last < ref.first:
             raise CorruptBlobError(path, f"segment {ref.blob} doesn't follow commit {seqs[-1]}")

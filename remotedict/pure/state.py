@@ -3,7 +3,8 @@
 A state never changes: `State.apply` returns a new one. Yet no commit copies it: a state is a
 *view*, at its seq, of a shared store that only grows. Most entries lie in a columnar table (the
 *base*); the changes since then in dicts of chains ``[(seq, value), …]``, in which a view looks
-for the newest item that is not newer than itself.
+for the newest item that is not newer than itself. The table holds what came before, as far as it is listed, so
+that a view may look back beyond the base as well.
 """
 
 from __future__ import annotations
@@ -12,23 +13,26 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from msgspec.structs import replace
 
+from remotedict.pure.entry import Entry, Item, Stamp, Tombstone
 from remotedict.pure.records import (
+    Annotate,
     Change,
     Checkpoint,
     Commit,
     Delete,
+    Drop,
+    Forget,
     Lock,
     LockEntry,
     Range,
-    Retired,
     Set,
     Unlock,
 )
-from remotedict.pure.table import Entry, Table, Tombstone
+from remotedict.pure.table import Table
 from remotedict.pure.table import decode as decode_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
 RECENT_IDS = 1024
 """How many ids of commits a checkpoint carries, for writers in doubt about theirs."""
@@ -62,43 +66,59 @@ class _Chains(Generic[_V]):
 
 
 class _Growth:
-    """What a lineage of states shares: the base, and all that was added since."""
+    """What a lineage of states shares: the base, and all that was added since.
 
-    def __init__(self, base: Table, seq: int, ids: Iterable[bytes]) -> None:
+    The base is the state as of commit `base_seq`, and what it lists of the past.
+    """
+
+    def __init__(
+        self,
+        base: Table,
+        base_seq: int,
+        tip: int,
+        ids: Iterable[bytes],
+        next_order: int,
+        floor: int,
+    ) -> None:
         self.base = base
-        self.tip = seq
+        self.base_seq = base_seq
+        self.tip = tip
         self.size = 0
-        # Beyond the tombstones as well: no new key's order may look like the row of one.
-        self.next_order = base.rows + base.tombstones
-        self.entries: _Chains[Entry | Tombstone] = _Chains()
+        self.next_order = next_order
+        self.floor = floor
+        self.entries: _Chains[Item] = _Chains()
         self.inserted: list[tuple[int, int, str]] = []  # seq, order, key
         self.locks: _Chains[LockEntry | None] = _Chains()
-        self.uses: _Chains[int] = _Chains()
-        self.retired: _Chains[int | None] = _Chains()
         self.ids = list(ids)
-        self.ids_start = seq - len(self.ids) + 1  # the seq of the first; the list only grows
+        self.ids_start = tip - len(self.ids) + 1  # the seq of the first; the list only grows
         # What a walk need not visit: as of a seq, and ever after, all positions before the first
         # number are dead; and all from the second to the third.
-        self.dead_front = (seq, 0)
-        self.dead_back = (seq, 0, 0)
+        self.dead_front = (tip, 0)
+        self.dead_back = (tip, 0, 0)
 
 
 def advanced(
-    old: Entry | Tombstone | None, change: Set | Delete, commit: Commit, next_order: int
-) -> Entry | Tombstone:
+    old: Item | None, change: Set | Delete | Annotate | Forget, stamp: Stamp, next_order: int
+) -> Item:
     """Return what a key becomes by `change`; a new one gets the order `next_order`."""
-    version = (old.version if old else 0) + 1
+    if isinstance(change, Forget):
+        return Tombstone(0, stamp)
     if isinstance(change, Delete):
-        return Tombstone(version)
+        return Tombstone(change.version, stamp)
+    if isinstance(change, Annotate):
+        assert isinstance(old, Entry), "metadata of nothing"  # noqa: S101
+        return replace(old, metadata=change.metadata, stamp=stamp)
+    before = old if isinstance(old, Entry) else None
     return Entry(
-        version=version,
+        version=change.version,
         generation=change.generation,
         born=change.born,
         place=change.place,
         facts=change.facts,
-        modified=commit.time,
-        author=commit.author,
-        order=old.order if isinstance(old, Entry) else next_order,
+        metadata=before.metadata if before else "",
+        written=stamp,
+        stamp=stamp,
+        order=before.order if before else next_order,
     )
 
 
@@ -120,7 +140,7 @@ class State:
 
     __slots__ = ("_count", "_grown", "head", "seq")
 
-    def __init__(self, grown: _Growth, seq: int, head: bytes, count: int) -> None:
+    def __init__(self, grown: _Growth, seq: int, head: bytes, count: int | None) -> None:
         self._grown = grown
         self.seq = seq
         self.head = head
@@ -129,15 +149,66 @@ class State:
     @classmethod
     def empty(cls) -> State:
         """Return the state before the first commit."""
-        return cls(_Growth(Table.empty(), 0, ()), 0, b"", 0)
+        return cls(_Growth(Table.empty(), 0, 0, (), 0, 0), 0, b"", 0)
 
     def __len__(self) -> int:
+        if self._count is None:  # a view of the past is counted when that is asked for
+            self._count = sum(1 for _ in self)
         return self._count
 
-    def item(self, key: str) -> Entry | Tombstone | None:
+    def at(self, seq: int) -> State:
+        """Return the state as of an earlier commit. Below `floor` it is not complete."""
+        return State(self._grown, seq, self.commit_id(seq) or b"", None)
+
+    @property
+    def floor(self) -> int:
+        """The oldest commit as of which nothing has been taken off the list."""
+        return self._grown.floor
+
+    @property
+    def _beyond_base(self) -> bool:
+        return self.seq < self._grown.base_seq
+
+    def item(self, key: str) -> Item | None:
         """Return what is known of `key`, be it deleted."""
         found = self._grown.entries.at(self.seq, key)
-        return self._grown.base.get(key) if found is None else found
+        if found is not None:
+            return found
+        base = self._grown.base
+        row = base.find(key)
+        if row < 0:
+            return None
+        # A forgotten key is in the base at once, with a newer stamp; before it there is nothing.
+        return base.at(row, self.seq)
+
+    def listed(self, key: str) -> list[Item]:
+        """Return all that is listed of `key`, oldest first: what it was, and what it is."""
+        base = self._grown.base
+        row = base.find(key)
+        items = base.listed(row) if row >= 0 else []
+        items += [item for _, item in self._grown.entries.of.get(key, ())]
+        return [item for item in items if item.stamp.seq <= self.seq and item.version]
+
+    def changed(self, since: int) -> Iterator[str]:
+        """Return the keys that have changed after commit `since`."""
+        for key in list(self._grown.entries.of):
+            item = self.item(key)
+            if item and item.stamp.seq > since:
+                yield key
+        yield from self._grown.base.changed(since)
+
+    def known_keys(self) -> list[str]:
+        """Return all keys of which anything is known, also deleted ones, in no order."""
+        base = self._grown.base
+        rows = range(base.rows + base.tombstones)
+        return list(dict.fromkeys([*map(base.key, rows), *self._grown.entries.of]))
+
+    def stamps(self) -> Iterator[Stamp]:
+        """Return the commits that made what is listed, in no order, some of them repeatedly."""
+        yield from self._grown.base.stamps()
+        for chain in list(self._grown.entries.of.values()):
+            for _, item in list(chain):
+                yield item.stamp
 
     def get(self, key: str) -> Entry | None:
         """Return the entry of `key`, or None."""
@@ -155,6 +226,9 @@ class State:
     def __iter__(self) -> Iterator[str]:
         """Iterate over the keys in insertion order."""
         grown, first = self._grown, True
+        if self._beyond_base:
+            yield from grown.base.standing(self.seq)
+            return
         since, front = grown.dead_front
         end = grown.base.rows + len(grown.inserted)
         for at in range(front if since <= self.seq else 0, end):
@@ -167,8 +241,14 @@ class State:
 
     def __reversed__(self) -> Iterator[str]:
         grown, first = self._grown, True
+        if self._beyond_base:
+            yield from reversed(list(self))
+            return
         since, low, high = grown.dead_back
         end = grown.base.rows + len(grown.inserted)
+        # Another thread may be adding the keys of the next commit: they aren't dead.
+        while end > grown.base.rows and grown.inserted[end - 1 - grown.base.rows][0] > self.seq:
+            end -= 1
         at = end - 1
         while at >= 0:
             if low <= at < high and since <= self.seq:
@@ -185,9 +265,8 @@ class State:
     def _standing(self, at: int) -> str | None:
         """Return the key at a position of the insertion order, if it stands there still."""
         grown = self._grown
-        order, key = at, ""
         if at < grown.base.rows:
-            key = grown.base.key(at)
+            order, key = -1, grown.base.key(at)
         else:
             since, order, key = grown.inserted[at - grown.base.rows]
             if since > self.seq:
@@ -195,6 +274,8 @@ class State:
         item = grown.entries.at(self.seq, key)
         if item is None:  # only a row of the base can be meant
             return key
+        if order < 0:
+            order = grown.base.order(at)
         return key if isinstance(item, Entry) and item.order == order else None
 
     def lock(self, key: str) -> LockEntry | None:
@@ -206,11 +287,6 @@ class State:
     def locks(self) -> dict[str, LockEntry]:
         """All locks by key."""
         return {key: lock for key, lock in self._grown.locks.items(self.seq) if lock}
-
-    @property
-    def retired(self) -> dict[str, int]:
-        """The blobs that no key needs any more, and since which commit."""
-        return {b: s for b, s in self._grown.retired.items(self.seq) if s is not None}
 
     def commit_id(self, seq: int) -> bytes | None:
         """Return the id of a commit, or None when it is too old to be known."""
@@ -232,48 +308,40 @@ class State:
         if grown.tip != self.seq:
             # Somebody has applied another commit to this very state: part ways.
             return self.rebased().apply(commit)
-        count = self._count
+        count, stamp = len(self), Stamp.of(commit)
         for change in commit.changes:
-            count += self._change(change, commit)
+            count += self._change(change, commit, stamp)
         grown.size += len(commit.changes)
         grown.ids.append(commit.id)
         grown.tip = commit.seq
-        return State(grown, commit.seq, commit.id, count)
+        after = State(grown, commit.seq, commit.id, count)
+        forgotten = {change.key for change in commit.changes if isinstance(change, Forget)}
+        if forgotten:
+            after = after.rebased(forgotten=forgotten)
+        for change in commit.changes:
+            if isinstance(change, Drop):
+                after = after.rebased(drop=change)
+        return after
 
-    def _change(self, change: Change, commit: Commit) -> int:
+    def _change(self, change: Change, commit: Commit, stamp: Stamp) -> int:
         """Add one change to what has grown; return by how much the number of keys changes."""
         grown, seq = self._grown, commit.seq
+        if isinstance(change, Drop):
+            return 0
         if isinstance(change, Lock | Unlock):
             grown.locks.add(seq, change.key, locked(change, commit))
             return 0
         key = change.key
-        old = State(grown, seq, b"", 0).item(key)
-        new = advanced(old, change, commit, grown.next_order)
-        if isinstance(old, Entry):
-            self._unuse(key, old, seq)
-        if isinstance(new, Entry):
-            if isinstance(new.place, Range):
-                self._use(new.place.blob, seq)
-            if new.order == grown.next_order:
-                grown.inserted.append((seq, new.order, key))
-                grown.next_order += 1
-        grown.entries.add(seq, key, new)
+        old = State(grown, seq, b"", None).item(key)
+        new = advanced(old, change, stamp, grown.next_order)
+        if isinstance(new, Entry) and new.order == grown.next_order:
+            grown.inserted.append((seq, new.order, key))
+            grown.next_order += 1
+        if isinstance(change, Annotate) and old and old.stamp.seq == seq:
+            grown.entries.of[key][-1] = (seq, new)  # part of what set it
+        else:
+            grown.entries.add(seq, key, new)
         return isinstance(new, Entry) - isinstance(old, Entry)
-
-    def _use(self, blob: str, seq: int) -> None:
-        self._grown.uses.add(seq, blob, self._grown.uses.at(seq, blob, 0) + 1)
-
-    def _unuse(self, key: str, old: Entry, seq: int) -> None:
-        grown, blob = self._grown, old.blob(key)
-        if blob is None:
-            return
-        left = 0
-        if isinstance(old.place, Range):
-            left = grown.uses.at(seq, blob) - 1
-            grown.uses.add(seq, blob, left)
-        # Segments are never retired: they go when the index no longer names them.
-        if not left and not blob.startswith("s:"):
-            grown.retired.add(seq, blob, seq)
 
     def relocate(self, commits: Iterable[Commit]) -> None:
         """Learn where inline values have gone: `commits`, known already, name other places.
@@ -288,147 +356,150 @@ class State:
                     for at, (seq, item) in enumerate(chain):
                         if (
                             isinstance(item, Entry)
+                            and item.written.seq == commit.seq
                             and item.generation == change.generation
                             and isinstance(item.place, bytes)
                         ):
                             chain[at] = (seq, replace(item, place=change.place))
-                            if at == len(chain) - 1:
-                                self._use(change.place.blob, grown.tip)
 
     def due_for_rebase(self) -> bool:
         """Tell whether the changes since the base have outgrown it."""
         return self._grown.size > max(_REBASE_MIN, self._grown.base.rows)
 
-    def table(self) -> Table:
-        """Return all entries and tombstones as columns. None may be inline."""
-        return self._grown.base.updated(dict(self._grown.entries.items(self.seq)))
+    def rebased(self, *, forgotten: Collection[str] = (), drop: Drop | None = None) -> State:
+        """Return the same state on a base of its own, or what a Forget or Drop makes of it.
 
-    def rebased(self) -> State:
-        """Return the same state on a base of its own."""
-        items = dict(self._grown.entries.items(self.seq))
-        inline = {
-            key: item
-            for key, item in items.items()
-            if isinstance(item, Entry) and isinstance(item.place, bytes)
-        }
-        # A placeholder keeps the row; the inline bytes go on top of it.
-        placed = {k: replace(e, place=Range("", 0, e.stored)) for k, e in inline.items()}
-        table = self._grown.base.updated(items | placed)
-        grown = _Growth(table, self.seq, self._recent())
-        for key, entry in inline.items():
-            row = table.find(key)
-            grown.entries.add(self.seq, key, replace(entry, order=row))
+        A commit that forgets a key does nothing else to it.
+
+        Inline values can't be in a base: it ends before the first of them, and what came later
+        goes on top of it again.
+        """
+        grown = self._grown
+        cut = self._before_inline()
+        settled: dict[str, list[Item]] = {}
+        later = _Chains[Item]()
+        for key, chain in list(grown.entries.of.items()):
+            items = [(seq, item) for seq, item in chain if seq <= self.seq]
+            if key in forgotten:
+                settled[key] = [items[-1][1]]
+                continue
+            if early := [item for seq, item in items if seq <= cut]:
+                settled[key] = early
+            if late := [(seq, item) for seq, item in items if seq > cut]:
+                later.of[key] = late
+        table, floor = grown.base.updated(settled, forgotten), grown.floor
+        if drop:
+            table, dropped = table.pruned(drop.before, drop.versions)
+            floor = max(floor, dropped)
+        new = _Growth(table, cut, self.seq, self._recent(), grown.next_order, floor)
+        new.entries = later
+        new.size = sum(map(len, later.of.values()))
+        new.inserted = [
+            (seq, order, key)
+            for seq, order, key in grown.inserted
+            if cut < seq <= self.seq and key in later.of
+        ]
         for key, lock in self.locks.items():
-            grown.locks.add(self.seq, key, lock)
-        for blob, count in table.uses().items():
-            if blob:
-                grown.uses.add(self.seq, blob, count)
-        for blob, since in self.retired.items():
-            grown.retired.add(self.seq, blob, since)
-        return State(grown, self.seq, self.head, self._count)
+            new.locks.add(self.seq, key, lock)
+        return State(new, self.seq, self.head, self._count)
+
+    @property
+    def _next_order(self) -> int:
+        later = (order for seq, order, _ in self._grown.inserted if seq > self.seq)
+        return next(later, self._grown.next_order)
+
+    def _before_inline(self) -> int:
+        """Return the newest commit before the first that has an inline value still."""
+        return min(
+            (
+                seq - 1
+                for chain in list(self._grown.entries.of.values())
+                for seq, item in list(chain)
+                if seq <= self.seq and isinstance(item, Entry) and isinstance(item.place, bytes)
+            ),
+            default=self.seq,
+        )
+
+    def droppable(self, drop: Drop) -> bool:
+        """Tell whether `drop` would take anything off the list."""
+        base = self.rebased()._grown.base  # noqa: SLF001
+        return base.pruned(drop.before, drop.versions)[0] is not base
+
+    def settled(self, commits: Iterable[Commit]) -> State:
+        """Return the same state, apart from this one, with the values of `commits` where they say.
+
+        After this none may be inline any more.
+        """
+        apart = self.rebased()
+        apart.relocate(commits)
+        return apart.rebased()
+
+    def ranges(self, blobs: Collection[str]) -> list[Range]:
+        """Return where values, also past ones, lie in these blobs; each place once."""
+        later = {
+            (item.place.blob, item.place.offset): item.place
+            for chain in list(self._grown.entries.of.values())
+            for _, item in list(chain)
+            if isinstance(item, Entry)
+            and isinstance(item.place, Range)
+            and item.place.blob in blobs
+        }
+        return [*self._grown.base.ranges(blobs), *later.values()]
+
+    def generations(self, wanted: Collection[bytes]) -> set[bytes]:
+        """Return those of the generations that are listed, for whatever key."""
+        later = {
+            item.generation
+            for chain in list(self._grown.entries.of.values())
+            for _, item in list(chain)
+            if isinstance(item, Entry)
+        }
+        return self._grown.base.generations(wanted) | (later & set(wanted))
+
+    def moved(self, places: Mapping[tuple[str, int], Range]) -> State:
+        """Return a state that was `settled` with its values elsewhere."""
+        grown = self._grown
+        new = _Growth(
+            grown.base.moved(places),
+            grown.base_seq,
+            self.seq,
+            self._recent(),
+            grown.next_order,
+            grown.floor,
+        )
+        for key, lock in self.locks.items():
+            new.locks.add(self.seq, key, lock)
+        return State(new, self.seq, self.head, self._count)
 
     def checkpoint(
         self, dictionary: bytes, incarnation: bytes, previous: str, horizon: int
     ) -> tuple[Checkpoint, list[bytes]]:
-        """Return the record of this state, and its data."""
-        table = self.table()
-        columns, data = table.encode()
+        """Return the record of this state, and its data. No value may be inline."""
+        grown = self.rebased()._grown  # noqa: SLF001
+        assert not grown.entries.of, "inline values in a checkpoint"  # noqa: S101
+        table, data = grown.base.encode()
         record = Checkpoint(
             dictionary=dictionary,
             incarnation=incarnation,
             previous=previous,
             seq=self.seq,
             horizon=horizon,
+            floor=self.floor,
+            next_order=self._next_order,
             recent=self._recent(),
-            rows=table.rows,
-            tombstones=table.tombstones,
-            blobs=table.blobs,
-            kinds=table.kinds,
-            authors=table.authors,
             locks=list(self.locks.values()),
-            retired=[Retired(blob, since) for blob, since in self.retired.items()],
-            columns=columns,
+            table=table,
         )
         return record, data
 
     @classmethod
     def from_checkpoint(cls, record: Checkpoint, data: memoryview, path: str) -> State:
         """Return the state that a checkpoint holds; raise CorruptBlobError if it can't be."""
-        table = decode_table(
-            record.columns,
-            data,
-            record.rows,
-            record.tombstones,
-            record.blobs,
-            record.kinds,
-            record.authors,
-            path,
+        table = decode_table(record.table, data, path)
+        grown = _Growth(
+            table, record.seq, record.seq, record.recent, record.next_order, record.floor
         )
-        grown = _Growth(table, record.seq, record.recent)
         for lock in record.locks:
             grown.locks.add(record.seq, lock.key, lock)
-        for blob, count in table.uses().items():
-            grown.uses.add(record.seq, blob, count)
-        for retired in record.retired:
-            grown.retired.add(record.seq, retired.blob, retired.seq)
         head = record.recent[-1] if record.recent else b""
         return cls(grown, record.seq, head, table.rows)
-
-
-class Draft:
-    """A state and what is about to be added to it: what the next writer in line is judged on."""
-
-    def __init__(self, state: State) -> None:
-        self.state = state
-        self._items: dict[str, Entry | Tombstone] = {}
-        self._locks: dict[str, LockEntry | None] = {}
-        # Beyond every order that the state has given or will give.
-        self._first_order = self._next_order = 1 << 62
-
-    def item(self, key: str) -> Entry | Tombstone | None:
-        """Return what will be known of `key`."""
-        return self._items.get(key) or self.state.item(key)
-
-    def get(self, key: str) -> Entry | None:
-        """Return the entry that `key` will have, or None."""
-        item = self.item(key)
-        return item if isinstance(item, Entry) else None
-
-    def lock(self, key: str) -> LockEntry | None:
-        """Return the lock that `key` will have, or None."""
-        return self._locks[key] if key in self._locks else self.state.lock(key)
-
-    def __iter__(self) -> Iterator[str]:
-        for key in self.state:
-            if self._untouched(key):
-                yield key
-        yield from self._added()
-
-    def __reversed__(self) -> Iterator[str]:
-        yield from reversed(self._added())
-        for key in reversed(self.state):
-            if self._untouched(key):
-                yield key
-
-    def _untouched(self, key: str) -> bool:
-        item = self._items.get(key)
-        return item is None or (isinstance(item, Entry) and item.order < self._first_order)
-
-    def _added(self) -> list[str]:
-        added = [
-            (item.order, key)
-            for key, item in self._items.items()
-            if isinstance(item, Entry) and item.order >= self._first_order
-        ]
-        return [key for _, key in sorted(added)]
-
-    def add(self, commit: Commit) -> None:
-        """Take `commit` as made."""
-        for change in commit.changes:
-            if isinstance(change, Lock | Unlock):
-                self._locks[change.key] = locked(change, commit)
-                continue
-            self._items[change.key] = advanced(
-                self.item(change.key), change, commit, self._next_order
-            )
-            self._next_order += 1

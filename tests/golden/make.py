@@ -12,7 +12,7 @@ import itertools
 import random
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -22,7 +22,7 @@ from remotedict.backend.local import LocalBackend
 from remotedict.dictionary import RemoteDict
 from remotedict.engine import values
 from remotedict.engine.runtime import Runtime
-from remotedict.features import locks
+from remotedict.features import holdings, locks
 from remotedict.pure import codec, plan, records
 
 if TYPE_CHECKING:
@@ -49,8 +49,11 @@ def noise(size: int, seed: int) -> bytes:
 def story() -> Iterator[tuple[str, Any]]:
     """Yield what is done: one commit a step."""
     yield "set", {"gone": 1, "again": 2, "first": "overwritten later, keeps its place"}
+    yield "set", {"forgotten": "by all", "beside it": "in the same blob"}
     yield "delete", ["gone", "again"]
     yield "set", {f"pack {i:02}": {"number": i, "text": "x" * i} for i in range(20)}
+    yield "set", {"forgotten": "twice"}
+    yield "forget", "forgotten"
     yield "set", {"bytes": b"as they are", "no bytes": b""}
     yield "set", {"a/b": 1, "a": 2, "A": 3, "Größe 🦊": 5, "..": 6, "=2F%2F": 7}
     yield "set", {"con": noise(600, 4)}
@@ -60,36 +63,149 @@ def story() -> Iterator[tuple[str, Any]]:
     yield "set", {"out of band, lz4": np.arange(600, dtype="<i4").reshape(20, 30)}
     yield "set", {"long " * 100: noise(500, 3)}
     yield "lock", "locked in a checkpoint"
+    yield "put", ("described", "first", {"by": "ann", "Größe": [1, 2.5, None, True]})
+    yield "annotate", ("described", {"by": "bob"})
+    yield "copy", ("described", "copy of an inline value")
+    yield "copy", ("con", "copy of a value of its own")
+    yield "copy", ("pack 03", "copy of a packed value")
+    yield "put", ("described", "second", None)
+    yield "set", {"con": noise(700, 5)}
     for i in range(190):
         yield "set", {f"single {i:03}": i}
         if i % 10 == 0:
             yield "set", {"first": f"the {i}th"}
         if i % 15 == 0:
             yield "delete", [f"single {i:03}"]
-    yield "set", {"again": "set again, at the end"}
+        if i % 25 == 0:
+            yield "annotate", ("described", {"i": i})
+        if i == 75:
+            yield "drop", (60, 2)
+        if i == 80:
+            yield "revert", ("con", 1)
+            yield "revert", ("described", 1)
+    yield "set", {"again": "set again, at the end", "forgotten": "no more"}
     yield "set", {"chunks": np.zeros(200_000, "<f8")}
     yield "set", {"many bytes": b"\x01" * (codec.CHUNK_BYTES + 1)}
     yield "set", {"objects": [None, True, 3.5, "text", (1, 2), {"set"}]}
     yield "lock", "locked in a segment or the tail"
+    yield "drop", (70, 1)
+    yield "again", ("a", "deleted and set in one commit", {"last": True})
+    yield "copy", ("a", "copy in the tail")
+    yield "annotate", ("described", {})
     yield "set", {"ends": "inline, in the tail"}
 
 
-def model() -> tuple[dict[str, Any], dict[str, int], list[str]]:
-    """Return what the story leaves: the values in their order, all versions, and the locks."""
-    content: dict[str, Any] = {}
-    versions: dict[str, int] = {}
-    locked = []
-    for what, argument in story():
-        if what == "lock":
-            locked.append(argument)
-            continue
-        for key in argument:
-            versions[key] = versions.get(key, 0) + 1
-            if what == "set":
-                content[key] = argument[key]
-            else:
-                del content[key]
-    return content, versions, locked
+class Was(NamedTuple):
+    """What a key was since a commit."""
+
+    seq: int
+    version: int
+    value: Any  # GONE for a deleted key
+    metadata: dict[str, Any]
+
+
+GONE = object()
+
+
+class Model:
+    """What the story leaves: all that is listed of each key, and the locks."""
+
+    def __init__(self) -> None:
+        self.seq = 0
+        self.listed: dict[str, list[Was]] = {}
+        self.locked: list[str] = []
+        self.floor = 0
+        self._order: dict[str, None] = {}
+        self._orders: dict[int, list[str]] = {}
+        for what, argument in story():
+            self.seq += 1
+            getattr(self, f"_{what}")(argument)
+            self._orders[self.seq] = list(self._order)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The values in their order."""
+        return self.as_of(self.seq)
+
+    @property
+    def metadata(self) -> dict[str, dict[str, Any]]:
+        """The metadata of those keys that have some."""
+        newest = {key: self.listed[key][-1].metadata for key in self._order}
+        return {key: fields for key, fields in newest.items() if fields}
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """The version of each key, also of deleted ones."""
+        return {key: items[-1].version for key, items in self.listed.items()}
+
+    def as_of(self, seq: int) -> dict[str, Any]:
+        """Return the values as of a commit; what was forgotten since was never there."""
+        return {
+            key: next(item.value for item in reversed(self.listed[key]) if item.seq <= seq)
+            for key in self._orders[seq]
+            if key in self.listed and self.listed[key][0].seq <= seq
+        }
+
+    def _change(self, key: str, value: Any, metadata: dict[str, Any] | None = None) -> None:
+        items = self.listed.setdefault(key, [])
+        old = items[-1] if items else Was(0, 0, GONE, {})
+        fields = (old.metadata if old.value is not GONE else {}) if metadata is None else metadata
+        if value is GONE:
+            self._order.pop(key)
+            fields = {}
+        else:
+            self._order.setdefault(key)
+        items.append(Was(self.seq, old.version + 1, value, fields))
+
+    def _set(self, values: dict[str, Any]) -> None:
+        for key, value in values.items():
+            self._change(key, value)
+
+    def _delete(self, keys: list[str]) -> None:
+        for key in keys:
+            self._change(key, GONE)
+
+    def _again(self, argument: tuple[str, Any, dict[str, Any]]) -> None:
+        key, value, metadata = argument
+        self._change(key, GONE)
+        self._change(key, value, metadata)
+
+    def _lock(self, key: str) -> None:
+        self.locked.append(key)
+
+    def _put(self, argument: tuple[str, Any, dict[str, Any] | None]) -> None:
+        self._change(*argument)
+
+    def _annotate(self, argument: tuple[str, dict[str, Any]]) -> None:
+        key, metadata = argument
+        newest = self.listed[key][-1]
+        self.listed[key].append(newest._replace(seq=self.seq, metadata=metadata))
+
+    def _copy(self, argument: tuple[str, str]) -> None:
+        source, target = argument
+        newest = self.listed[source][-1]
+        self._change(target, newest.value, newest.metadata)
+
+    def _revert(self, argument: tuple[str, int]) -> None:
+        key, version = argument
+        self._change(key, next(w.value for w in self.listed[key] if w.version == version))
+
+    def _forget(self, key: str) -> None:
+        self._order.pop(key)
+        del self.listed[key]
+
+    def _drop(self, argument: tuple[int, int]) -> None:
+        before, versions = argument
+        for items in self.listed.values():
+            then = [item for item in items if item.seq <= before]
+            while len(then) > 1 and items[0].version + versions <= then[-1].version:
+                del items[0], then[0]
+                self.floor = max(self.floor, items[0].seq)
+
+
+def model() -> Model:
+    """Return what the story leaves."""
+    return Model()
 
 
 class Fixed(Runtime):
@@ -122,6 +238,39 @@ class Place:
         return "Golden"
 
 
+def tell(d: RemoteDict, what: str, argument: Any) -> None:
+    """Do a step of the story."""
+    if what == "set":
+        with d.commit(comment=f"set {len(argument)}"):
+            d.update(argument)
+    elif what == "delete":
+        del d[argument]
+    elif what == "again":
+        key, value, metadata = argument
+        with d.commit(comment="anew", author="bob"):
+            del d[key]
+            d.put(key, value, metadata=metadata)
+    elif what == "lock":
+        d.lock_item(argument, duration=3600)
+    elif what == "put":
+        key, value, metadata = argument
+        d.put(key, value, metadata=metadata)
+    elif what == "annotate":
+        key, metadata = argument
+        d.metadata[key] = metadata
+    elif what == "copy":
+        d.copy_item(*argument)
+    elif what == "revert":
+        d.revert(*argument)
+    elif what == "forget":
+        d.forget(argument)
+    else:
+        drop = records.Drop(*argument)
+        d.history_policy = drop.versions
+        d._engine.commit(lambda _: [drop])
+        d.history_policy = "all"
+
+
 def main() -> None:
     """Write them anew."""
     shutil.rmtree(FOLDER, ignore_errors=True)
@@ -136,18 +285,16 @@ def main() -> None:
             (locks.os, "getpid", PID),
         ):
             patched.enter_context(mock.patch.object(target, name, return_value=value))
-        # The leases end with this process, as if it had been killed.
-        patched.enter_context(mock.patch.object(locks.Locks, "_start_renewing"))
+        # The leases end as if this process had been killed.
+        patched.enter_context(mock.patch.object(holdings.Holdings, "_renew"))
         d = RemoteDict(Place(), "default", author=AUTHOR, inline_bytes=INLINE_BYTES)
+        d.history_policy = "all"
         for what, argument in story():
             runtime.now += 60
-            if what == "set":
-                d.update(argument)
-            elif what == "delete":
-                del d[argument]
-            else:
-                d.lock_item(argument, duration=3600)
+            tell(d, what, argument)
             d._engine.upkeep.finish()
+        d._session.parts().locks.orphan()
+        d.close()
     for path in FOLDER.rglob("~*"):
         if path.name == "~lock" or path.name.startswith("~tmp-"):
             path.unlink()  # not of the format, and gone when nobody uses the folder

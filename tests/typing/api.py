@@ -12,6 +12,7 @@ from collections.abc import (
     Reversible,
     ValuesView,
 )
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, assert_type
 
@@ -20,6 +21,7 @@ import pandas as pd
 
 import remotedict
 from remotedict import (
+    Event,
     ItemLockedError,
     ItemLockedException,
     KeyNotFoundError,
@@ -28,7 +30,9 @@ from remotedict import (
     MemoryDictionary,
     RemoteDict,
     RemoteDictError,
+    Snapshot,
     UnknownOutcomeError,
+    VersionConflictError,
 )
 from remotedict.azure import AzureDictionary
 
@@ -41,6 +45,8 @@ LocalDictionary("folder")
 LocalDictionary(Path("folder"), folder_name="other", timeout=5, inline_bytes=0)
 MemoryDictionary()
 MemoryDictionary("name", max_staleness=0.5, cache_bytes=0, author="me", progress=False)
+MemoryDictionary(history="all", retention=60)
+MemoryDictionary(history=3)
 assert_type(remotedict.open("az://container/folder", pickle_credentials=True), RemoteDict)
 assert_type(remotedict.open(Path("folder")), RemoteDict)
 
@@ -123,6 +129,65 @@ with d.lock("foo", "n", timeout=10):
 assert_type(d.locks, dict[str, LockInfo])
 assert_type(d.locks["foo"].mine, bool)
 
+# -- history --------------------------------------------------------------------------------
+
+assert_type(d.version("k"), int)
+assert_type(d.put("k", 1, version=7, metadata={"owner": "ann"}), int | None)
+d.put("k", 1, if_absent=True)
+d.history_policy = "all"
+d.history_policy = 5
+changes: pd.DataFrame = d.history()
+changes = d.history("k")
+old: Any = d.at("k", version=3)
+before = d.snapshot(at=12)
+before = d.snapshot(datetime.now(UTC))
+assert_type(before, Snapshot)
+takes_a_mapping(before)
+changes = d.diff(before, 14)
+d.revert("k", 1)
+d.forget("k")
+with d.commit(comment="why", author="me") as commit:
+    d["a"] = 1
+assert_type(commit.id, str | None)
+
+# -- transactions ---------------------------------------------------------------------------
+
+with d.transaction(comment="why") as t:
+    t["a"] += 1
+    t["b", "c"] = 1, 2
+    del t["b"]
+    takes_a_mapping(t)
+total: float = d.run(lambda t: t["a"] + t["c"], timeout=3)
+total = d.modify("n", lambda n: n + 1, default=0)
+
+# -- metadata -------------------------------------------------------------------------------
+
+d.metadata["k"] = {"owner": "ann"}
+d.metadata["k"].update(stage=1)
+d.metadata["k"]["stage"] = 2
+assert_type(d.query(owner="ann", facts={"nbytes": lambda n: n > 9}), list[str])
+assert_type(d.glob("run-*"), list[str])
+about: pd.DataFrame = d.info()
+d.copy_item("a", "b")
+
+# -- files ----------------------------------------------------------------------------------
+
+with d.open("raw") as file:
+    assert_type(file.read(10), bytes)
+d.put_file("raw", "a/path")
+d.get_file("raw", file=Path("a/path"))
+
+# -- changes --------------------------------------------------------------------------------
+
+for event in d.watch(since=3, timeout=0):
+    assert_type(event, Event)
+    assert_type(event.version, int | None)
+    d.watch(since=event).stop()
+with d.on_change(print, key="run-*"), d.mirror(prefetch=True, poll=(0.1, 1)) as m:
+    assert_type(m.wait_for("k", version=2, timeout=1.5), int)
+    assert_type(m.age, float)
+    takes_a_mapping(m)
+
 # -- errors ---------------------------------------------------------------------------------
 
 try:
@@ -133,6 +198,9 @@ except ItemLockedException as locked:
     assert_type(locked, ItemLockedError)
     assert_type(locked.item_name, str)
     assert_type(locked.seconds_left, float | None)
+except VersionConflictError as conflict:
+    assert_type(conflict.expected, int)
+    assert_type(conflict.provided, int | None)
 except UnknownOutcomeError as unknown:
     assert_type(unknown.commit_id, str)
 except RemoteDictError as error:
