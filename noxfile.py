@@ -32,21 +32,24 @@ def typing(session: nox.Session) -> None:
     session.run("mypy", "remotedict", "tests/typing/api.py")
 
 
-@nox.session
+@nox.session(default=False)
 def docs(session: nox.Session) -> None:
-    """Run the code in README and documentation."""
+    """Run the code in README and documentation; the tests do so, too."""
     install(session, "test")
     session.run("pytest", "tests/test_docs.py", *session.posargs)
 
 
 @nox.session
 def examples(session: nox.Session) -> None:
-    """Run the examples: the local one in an empty folder, the remote one on Azurite."""
-    install(session, "test")
+    """Run the examples: the local ones in an empty folder, the remote one on Azurite."""
+    install(session, "examples")
+    scripts = ROOT / "examples"
     azurite = ("python", ROOT / "tests" / "azurite.py")
     with session.chdir(session.create_tmp()):
-        session.run("python", ROOT / "examples" / "quickstart.py")
-        session.run(*azurite, "python", ROOT / "examples" / "shared_results.py")
+        session.run("python", scripts / "quickstart.py")
+        session.run("python", scripts / "configuration.py")
+        session.run("jupyter", "execute", "--timeout=60", scripts / "tour.ipynb")
+        session.run(*azurite, "python", scripts / "shared_results.py")
 
 
 @nox.session
