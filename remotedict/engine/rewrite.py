@@ -11,6 +11,7 @@ from remotedict.backend import BlobNotFound
 from remotedict.engine.commits import first_kept
 from remotedict.engine.reader import read_range
 from remotedict.engine.runtime import log
+from remotedict.engine.values import PACK_BYTES
 from remotedict.errors import HistoryGapError, StoreUnavailableError
 from remotedict.pure import naming, plan
 from remotedict.pure.records import (
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     Places = Mapping[tuple[str, int], Range]
 
 _ATTEMPTS = 10
-_PACK_BYTES = 16 * 1024 * 1024
 _NOTHING = Drop(0, 1)
 
 
@@ -201,7 +201,7 @@ class Rewrite:
             )
             places[place.blob, place.offset] = Range(blob, at, place.length)
             at += place.length
-            if at > _PACK_BYTES:
+            if at > PACK_BYTES:
                 self._backend.put(self._layout.path(blob), pieces)
                 pieces, blob, at = [], self._fresh("p", index), 0
         if pieces:
