@@ -257,35 +257,55 @@ class State:
 
     def blocks(self) -> Iterator[list[str]]:
         """Yield the keys in insertion order, many at a time."""
+        return (keys for keys, _ in self._walk())
+
+    def references(self) -> Iterator[tuple[list[str], list[str]]]:
+        """Yield the keys, many at a time, and which blob has the value of each; "" for none."""
+        base = self._grown.base
+        for keys, row in self._walk():
+            if row >= 0:
+                yield keys, base.references(keys, row)
+            else:
+                entries = zip(keys, self.entries(keys), strict=True)
+                yield keys, [(entry and entry.blob(key)) or "" for key, entry in entries]
+
+    def _walk(self) -> Iterator[tuple[list[str], int]]:
+        """Yield the keys in insertion order, many at a time.
+
+        With each the row of the first, if they are neighbours in the base and haven't changed
+        since; else -1.
+        """
         grown, base, first = self._grown, self._grown.base, True
         if self._beyond_base:
-            yield base.standing(self.seq)
+            yield base.standing(self.seq), -1
             return
         since, front = grown.dead_front
         at, size = (front if since <= self.seq else 0), _FIRST_BLOCK
         while at < base.rows + len(grown.inserted):
-            start = at
+            start, row = at, -1
             if at < base.rows:
-                block = base.keys(at, min(at + size, base.rows))
-                at += len(block)
+                keys = base.keys(at, min(at + size, base.rows))
+                at += len(keys)
                 # What another thread adds meanwhile is newer: this view doesn't want it.
                 touched = grown.entries.of
-                if touched and not touched.keys().isdisjoint(block):
-                    block = [
+                if not touched or touched.keys().isdisjoint(keys):
+                    row = start
+                else:
+                    keys = [
                         key
-                        for n, key in enumerate(block, start)
+                        for n, key in enumerate(keys, start)
                         if key not in touched or self._standing(n) is not None
                     ]
             else:
                 at = min(at + size, base.rows + len(grown.inserted))
                 standing = map(self._standing, range(start, at))
-                block = [key for key in standing if key is not None]
+                keys = [key for key in standing if key is not None]
             size = min(2 * size, _BLOCK)
-            if block:
+            if keys:
                 if first and self.seq == grown.tip:
                     grown.dead_front = (self.seq, start)
                 first = False
-                yield block
+                yield keys, row
 
     def __reversed__(self) -> Iterator[str]:
         grown, first = self._grown, True

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
 
 from remotedict.errors import CorruptBlobError
+from remotedict.pure import naming
 from remotedict.pure.columns import (
     FIRST_BLOB,
     GONE,
@@ -83,14 +84,20 @@ class Table:
 
     def find(self, key: str) -> int:
         """Return the row of `key` (a deleted one's is `rows` or more), or -1."""
-        hashes, rows, raw = self._view("hash"), self._view("hash_row"), key.encode()
+        hashes, rows, text, ends = self._finder
+        raw = key.encode()
         wanted = digest(raw)
         for at in range(bisect_left(hashes, wanted), len(hashes)):
             if hashes[at] != wanted:
                 break
-            if self._raw(rows[at]) == raw:
-                return int(rows[at])
+            row: int = rows[at]
+            if text[ends[row - 1] if row else 0 : ends[row]] == raw:
+                return row
         return -1
+
+    @cached_property
+    def _finder(self) -> tuple[memoryview, ...]:
+        return tuple(self._view(name) for name in ("hash", "hash_row", "key", "key_end"))
 
     def find_all(self, keys: Sequence[str]) -> Array:
         """Return the rows of many keys, -1 for each that isn't there."""
@@ -147,7 +154,26 @@ class Table:
         lists = [self.columns[name][rows].tolist() for name in _SINGLE]
         raw = self.columns["generation"][rows].tobytes()
         generations = [raw[at : at + 16] for at in range(0, len(raw), 16)]
-        return [self._made(*row) for row in zip(generations, *lists, strict=True)]
+        return list(map(self._made, generations, *lists))
+
+    def references(self, keys: Sequence[str], start: int) -> list[str]:
+        """Return which blobs have the values of neighbouring live rows, whose keys are given."""
+        rows = slice(start, start + len(keys))
+        numbers = self.columns["blob"][rows]
+        named: list[str] = self._blobs[numbers].tolist()
+        own = numbers == OWN
+        if own.any():
+            which = np.flatnonzero(own)
+            hexes = self.columns["generation"][rows][which].tobytes().hex()
+            born = self.columns["born"][rows][which].tolist()
+            names = naming.escape_all([keys[n] for n in which.tolist()])
+            for at, (n, name) in enumerate(zip(which.tolist(), names, strict=True)):
+                named[n] = f"v:{name}/{born[at]:012d}-{hexes[32 * at : 32 * at + 32]}"
+        return named
+
+    @cached_property
+    def _blobs(self) -> Array:
+        return np.array([""] * FIRST_BLOB + self.lists.blobs, object)
 
     def at(self, row: int, seq: int) -> Item | None:
         """Return what the key of a row was as of commit `seq`."""
@@ -220,8 +246,16 @@ class Table:
         return stamp
 
     def _entry(self, which: str, n: int) -> Entry:
-        generation = bytes(self._view(which + "generation")[16 * n : 16 * n + 16])
-        return self._made(generation, *[self._view(which + name)[n] for name in _SINGLE])
+        generations, *views = self._past_values if which else self._values
+        return self._made(bytes(generations[16 * n : 16 * n + 16]), *[view[n] for view in views])
+
+    @cached_property
+    def _values(self) -> list[memoryview]:
+        return [self._view(name) for name in ("generation", *_SINGLE)]
+
+    @cached_property
+    def _past_values(self) -> list[memoryview]:
+        return [self._view(f"past_{name}") for name in ("generation", *_SINGLE)]
 
     def _made(
         self,
