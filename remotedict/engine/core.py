@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _ATTEMPTS = 10
-_FIRST_ITEMS, _WINDOW_ITEMS = 256, 4096
+_WINDOW_ITEMS = 4096
+_WINDOW_REQUESTS = 256  # so many values that have a blob each
 _WINDOW_BYTES = 64 * 1024 * 1024
 
 
@@ -411,15 +412,17 @@ def entries(state: State, keys: Sequence[str]) -> list[tuple[str, Entry]]:
 def _windows(keys: Iterator[str], state: State) -> Iterator[list[tuple[str, Entry]]]:
     """Yield keys with their entries: few at first, so that the first value is there soon."""
     window: list[tuple[str, Entry]] = []
-    size, count = 0, _FIRST_ITEMS
+    size, requests, count = 0, 0, min(_WINDOW_REQUESTS, _WINDOW_ITEMS)
     while block := list(islice(keys, count)):
-        for key, entry in zip(block, state.entries(block), strict=True):
-            assert entry is not None  # noqa: S101 - keys are those of the state
-            if window and size + entry.stored > _WINDOW_BYTES:
+        for key, entry in entries(state, block):
+            own = type(entry.place) is int
+            full = size + entry.stored > _WINDOW_BYTES or requests + own > _WINDOW_REQUESTS
+            if window and full:
                 yield window
-                window, size = [], 0
+                window, size, requests = [], 0, 0
             window.append((key, entry))
             size += entry.stored
+            requests += own
         yield window
-        window, size = [], 0
+        window, size, requests = [], 0, 0
         count = min(2 * count, _WINDOW_ITEMS)
