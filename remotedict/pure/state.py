@@ -251,6 +251,14 @@ class State:
         item = self.item(key)
         return item.version if item else 0
 
+    def versions(self, keys: Sequence[str]) -> list[int]:
+        """Return how often each of many keys was set or deleted."""
+        grown, base = self._grown, self._grown.base
+        touched = grown.entries.of
+        if self._beyond_base or (touched and not touched.keys().isdisjoint(keys)):
+            return [self.version(key) for key in keys]
+        return base.versions(base.find_all(keys))
+
     def __iter__(self) -> Iterator[str]:
         """Iterate over the keys in insertion order."""
         return itertools.chain.from_iterable(self.blocks())

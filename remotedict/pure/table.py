@@ -156,6 +156,13 @@ class Table:
         generations = [raw[at : at + 16] for at in range(0, len(raw), 16)]
         return list(map(self._made, generations, *lists))
 
+    def versions(self, rows: Array) -> list[int]:
+        """Return the versions of some rows, 0 for -1."""
+        if not len(self.columns["version"]):
+            return [0] * len(rows)
+        versions: list[int] = np.where(rows >= 0, self.columns["version"][rows], 0).tolist()
+        return versions
+
     def references(self, keys: Sequence[str], start: int) -> list[str]:
         """Return which blobs have the values of neighbouring live rows, whose keys are given."""
         rows = slice(start, start + len(keys))
