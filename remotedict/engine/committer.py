@@ -245,7 +245,7 @@ class Committer:
         pause = _FIRST_PAUSE
         while True:
             try:
-                put = self._backend.raw.put(self._layout.index, data, if_match=base.etag)
+                etag = self._backend.raw.put(self._layout.index, data, if_match=base.etag)
             except PreconditionFailed:
                 pass
             except TransientError as exc:
@@ -256,7 +256,7 @@ class Committer:
                 _raise_if_in_doubt(round_, doubt, exc)
                 raise
             else:
-                return put.etag
+                return etag
             now = self._look(round_, doubt)
             if now.etag != base.etag:
                 return self._verdict(round_, now, doubt)

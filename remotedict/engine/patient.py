@@ -14,7 +14,7 @@ from remotedict.errors import ClosedError, StoreUnavailableError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from remotedict.backend import Backend, BlobInfo, Data, Got, Lease, NotModified, Put
+    from remotedict.backend import Backend, BlobInfo, Data, Got, Lease, NotModified
     from remotedict.engine.runtime import Runtime
 
 _T = TypeVar("_T")
@@ -55,7 +55,7 @@ class Patient:
         """See `Backend.get`."""
         return self._patiently(lambda: self.raw.get(path, range=range, if_none_match=if_none_match))
 
-    def put(self, path: str, data: Data) -> Put:
+    def put(self, path: str, data: Data) -> str:
         """See `Backend.put`; `path` is a fresh name, so doing it twice changes nothing."""
         return self._patiently(lambda: self.raw.put(path, data))
 

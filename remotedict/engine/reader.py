@@ -24,6 +24,7 @@ from remotedict.pure.state import State
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from remotedict.backend import Buffer
     from remotedict.engine.patient import Patient
     from remotedict.engine.runtime import Runtime
     from remotedict.pure.naming import Layout
@@ -138,13 +139,13 @@ class Reader:
         if record.dictionary != index.dictionary:
             raise CorruptBlobError(path, "it belongs to another dictionary")
 
-    def raw(self, blob: str, size: int) -> tuple[str, bytes]:
+    def raw(self, blob: str, size: int) -> tuple[str, Buffer]:
         """Return a blob's path, and its bytes."""
         path = self._layout.path(blob)
         return path, read_range(self._backend, self._runtime, path, 0, size)
 
 
-def read_range(backend: Patient, runtime: Runtime, path: str, offset: int, length: int) -> bytes:
+def read_range(backend: Patient, runtime: Runtime, path: str, offset: int, length: int) -> Buffer:
     """Return a range of a blob; a large one travels in parallel pieces.
 
     Raises
@@ -159,7 +160,7 @@ def read_range(backend: Patient, runtime: Runtime, path: str, offset: int, lengt
         for at in range(offset, offset + length, PIECE_BYTES)
     ]
 
-    def one(span: tuple[int, int]) -> bytes:
+    def one(span: tuple[int, int]) -> Buffer:
         got = backend.get(path, range=span)
         assert got is not NOT_MODIFIED  # noqa: S101 - for the type checker
         return got.data

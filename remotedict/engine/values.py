@@ -207,13 +207,14 @@ class Values:
         data = self.at_hand(entry)
         if data is None:
             where = entry.range(key)
-            data = read_range(
+            raw = read_range(
                 self._backend,
                 self._runtime,
                 self._layout.path(where.blob),
                 where.offset,
                 where.length,
             )
+            data = raw if isinstance(raw, bytes) else bytes(raw)
             self.cache.add(entry.generation, data)
         return data
 
@@ -245,7 +246,7 @@ class Values:
                 self._backend, self._runtime, self._layout.path(last.blob), first.offset, length
             )
             return [
-                (key, entry, data[at : at + where.length])
+                (key, entry, bytes(memoryview(data)[at : at + where.length]))
                 for where, key, entry in span
                 for at in [where.offset - first.offset]
             ]
