@@ -335,6 +335,7 @@ def test_an_upload_below_the_horizon_is_made_again_under_a_new_name(world):
         )
         b["later"] = 1
         b._engine.committer.submit(swap)
+        b._engine.committer.begin()
         assert swap.verdict.result(10)
         return result
 

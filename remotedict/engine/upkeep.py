@@ -176,6 +176,7 @@ class Upkeep:
                 deadline=now + self._backend.timeout,
             )
         )
+        self._committer.begin()
 
     def _name(self, kind: str, index: Index) -> str:
         return f"{kind}:{naming.unique(index.seq, self._runtime.uuid())}"
@@ -183,6 +184,7 @@ class Upkeep:
     def _swap(self, transform: object) -> bool:
         swap = Swap(transform)  # type: ignore[arg-type]
         self._committer.submit(swap)
+        self._committer.work()
         return swap.verdict.result()
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int], None]
 
-INLINE_TOTAL_BYTES = 64 * 1024
+INLINE_TOTAL_BYTES = 256 * 1024
 """A commit carries no more than this inline: it may have to be sent several times."""
 
 PACKED_BYTES = 256 * 1024
@@ -103,7 +103,12 @@ class Values:
         return generation, encoded
 
     def place(
-        self, values: Sequence[tuple[str, bytes, Encoded]], seq: int, progress: Progress
+        self,
+        values: Sequence[tuple[str, bytes, Encoded]],
+        seq: int,
+        progress: Progress,
+        *,
+        inline: bool = True,
     ) -> list[Set]:
         """Upload what doesn't go inline; return the changes that will name everything.
 
@@ -115,16 +120,18 @@ class Values:
             The newest commit that is known now.
         progress : callable
             Is told how many values are done.
+        inline : bool
+            Whether any may go inline: not if there are more than these.
         """
         lengths = [encoded.length for _, _, encoded in values]
-        inline = [i for i, length in enumerate(lengths) if length <= self._inline_bytes]
-        if sum(lengths[i] for i in inline) > INLINE_TOTAL_BYTES:
-            inline = []
+        tiny = [i for i, length in enumerate(lengths) if length <= self._inline_bytes]
+        if not inline or sum(lengths[i] for i in tiny) > INLINE_TOTAL_BYTES:
+            tiny = []
         changes: dict[int, Set] = {}
-        for i in inline:
+        for i in tiny:
             key, generation, encoded = values[i]
             changes[i] = Set(key, 0, generation, seq, encoded.join(), encoded.facts, None)
-        progress(len(inline))
+        progress(len(tiny))
         small = [
             i
             for i, length in enumerate(lengths)
