@@ -11,6 +11,7 @@ from remotedict.backend import PreconditionFailed, TransientError
 from remotedict.engine.runtime import log
 from remotedict.engine.turn import FIRST_PAUSE, Turn
 from remotedict.errors import (
+    DictionaryChangedError,
     RemoteDictError,
     SnapshotExpiredError,
     StoreUnavailableError,
@@ -275,12 +276,14 @@ class Committer:
         base, data = round_.known, encode(round_.index)
         deadline = self._runtime.monotonic() + self._backend.timeout
         doubt: TransientError | None = None
+        refused: PreconditionFailed | None = None
         pause = FIRST_PAUSE
         while True:
             sent = self._runtime.monotonic()
             try:
                 etag = self._backend.raw.put(self._layout.index, data, if_match=base.etag)
-            except PreconditionFailed:
+            except PreconditionFailed as exc:
+                refused = exc
                 # First the pause, then the look: so the next attempt begins with what is new.
                 turn.lost(self._runtime.monotonic() - sent)
             except TransientError as exc:
@@ -292,7 +295,7 @@ class Committer:
                 raise
             else:
                 return etag
-            now = self._look(round_, doubt)
+            now = self._look(round_, doubt, refused)
             if now.etag != base.etag:
                 return self._verdict(round_, now, doubt)
             if self._runtime.monotonic() >= deadline:
@@ -302,11 +305,16 @@ class Committer:
             self._runtime.sleep(self._runtime.jitter(pause))
             pause = min(pause * 2, 2.0)
 
-    def _look(self, round_: _Round, doubt: TransientError | None) -> Known:
+    def _look(
+        self, round_: _Round, doubt: TransientError | None, refused: PreconditionFailed | None
+    ) -> Known:
         try:
             return self._index.since(self._index.ticket())
         except RemoteDictError as exc:
-            _raise_if_in_doubt(round_, doubt, exc)
+            # A request may be delivered twice, and the 412 be the answer to the second time.
+            # (That the dictionary has changed says enough.)
+            unclear = None if isinstance(exc, DictionaryChangedError) else refused
+            _raise_if_in_doubt(round_, doubt or unclear, exc)
             raise
 
     @staticmethod
@@ -445,7 +453,7 @@ class _InDoubtError(Exception):
         self.ids = ids
 
 
-def _raise_if_in_doubt(round_: _Round, doubt: TransientError | None, exc: Exception | None) -> None:
+def _raise_if_in_doubt(round_: _Round, doubt: BackendError | None, exc: Exception | None) -> None:
     """Whatever ends a round, it may have been applied if a put of it has had no answer."""
     if doubt and round_.commits:
         raise _InDoubtError(round_.ids, str(doubt)) from exc
