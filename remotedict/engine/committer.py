@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from remotedict.backend import PreconditionFailed, TransientError
+from remotedict.backend import BackendError, PreconditionFailed, TransientError
 from remotedict.engine.runtime import log
 from remotedict.engine.turn import FIRST_PAUSE, Turn
 from remotedict.errors import (
