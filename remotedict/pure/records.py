@@ -306,7 +306,7 @@ def encode(record: Record, data: Sequence[bytes] = ()) -> bytes:
     return _HEADER.pack(*fields, _checksum(fields, payload)) + payload
 
 
-def decode(blob: bytes, cls: type[_T], path: str) -> tuple[_T, memoryview]:
+def decode(blob: bytes | bytearray | memoryview, cls: type[_T], path: str) -> tuple[_T, memoryview]:
     """Return the record of kind `cls` in the bytes of the blob at `path`, and its data area.
 
     Raises
