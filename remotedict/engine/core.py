@@ -7,8 +7,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from remotedict.backend import BlobNotFound
+from remotedict.engine.blobs import Blobs
+from remotedict.engine.cache import Cache
 from remotedict.engine.commits import Commits
 from remotedict.engine.committer import Committer, Request, Swap, UploadExpired
+from remotedict.engine.counted import Counted
+from remotedict.engine.disk import DiskCache
 from remotedict.engine.index import IndexBlob, Known
 from remotedict.engine.patient import Patient
 from remotedict.engine.reader import Reader
@@ -28,9 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
-    from remotedict.backend import Backend
+    from remotedict.backend import Backend, Buffer
     from remotedict.engine.committer import Decide, Transform
     from remotedict.engine.runtime import Runtime
+    from remotedict.engine.stats import Meter
     from remotedict.engine.values import Progress
     from remotedict.pure.codec import Encoded
     from remotedict.pure.entry import Entry
@@ -52,26 +57,36 @@ class Tuning(NamedTuple):
     max_staleness: float
     inline_bytes: int
     cache_bytes: int
+    cache_dir: str | None
+    cache_dir_bytes: int
     retention: float
 
 
 class Engine:
     """Reads and writes the keys of one dictionary. Thread-safe, but not across a fork."""
 
-    def __init__(self, backend: Backend, layout: Layout, tuning: Tuning, runtime: Runtime) -> None:
+    def __init__(
+        self, backend: Backend, layout: Layout, tuning: Tuning, runtime: Runtime, meter: Meter
+    ) -> None:
         self.layout = layout
         self.tuning = tuning
         self.runtime = runtime
-        self.backend = Patient(backend, runtime, tuning.timeout)
+        self.backend = Patient(Counted(backend, meter), runtime, tuning.timeout)
+        cache, disk = Cache(tuning.cache_bytes), None
+        if tuning.cache_dir is not None:
+            disk = DiskCache(tuning.cache_dir, tuning.cache_dir_bytes, runtime.time)
+        blobs = Blobs(self.backend, runtime, cache, disk)
         self.values = Values(
             self.backend,
             layout,
             runtime,
+            blobs=blobs,
+            cache=cache,
+            meter=meter,
             inline_bytes=tuning.inline_bytes,
-            cache_bytes=tuning.cache_bytes,
         )
-        reader = Reader(self.backend, layout, runtime)
-        self.index = IndexBlob(self.backend, reader, layout, runtime, self.values.cache.add)
+        reader = Reader(blobs, layout, runtime)
+        self.index = IndexBlob(self.backend, reader, layout, runtime, cache.add)
         self.committer = Committer(self.backend, self.index, layout, runtime, self._committed)
         self.commits = Commits(self.index, reader, runtime)
         self.upkeep = Upkeep(
@@ -148,9 +163,9 @@ class Engine:
         data, entry, known = self.runtime.call(lambda: self._find(key, known))
         return self._decoded(key, entry, data, known), entry
 
-    def _find(self, key: str, known: Known | None) -> tuple[bytes, Entry, Known]:
+    def _find(self, key: str, known: Known | None) -> tuple[Buffer, Entry, Known]:
         """Return a value's bytes, its entry, and the state that has it."""
-        ahead: Mapping[bytes, bytes] = {}
+        ahead: Mapping[bytes, Buffer] = {}
         if known is None:
             known, ahead = self._now_with([key])
         for _ in range(_ATTEMPTS):
@@ -162,7 +177,7 @@ class Engine:
                 known = self._newer(key, entry, exc)
         raise self._missing(key, entry)
 
-    def _now_with(self, keys: Sequence[str]) -> tuple[Known, Mapping[bytes, bytes]]:
+    def _now_with(self, keys: Sequence[str]) -> tuple[Known, Mapping[bytes, Buffer]]:
         """Return the state now, and what was fetched meanwhile: bytes by generation.
 
         The check of the index and the fetch of the locations known so far go out together. What
@@ -195,7 +210,7 @@ class Engine:
         keys: Sequence[str],
         known: Known | None,
         progress: Progress,
-        at_hand: Mapping[bytes, bytes] | None = None,
+        at_hand: Mapping[bytes, Buffer] | None = None,
     ) -> dict[str, Any]:
         """Return the values of `keys` by key, all as of one moment: that of `known`, or now.
 
@@ -227,9 +242,9 @@ class Engine:
     def _at_hand(
         self,
         items: Sequence[tuple[str, Entry]],
-        at_hand: Mapping[bytes, bytes],
+        at_hand: Mapping[bytes, Buffer],
         progress: Progress,
-    ) -> dict[str, bytes]:
+    ) -> dict[str, Buffer]:
         """Return the bytes of `items` by key, fetching those that aren't at hand."""
         raw = {key: at_hand[e.generation] for key, e in items if e.generation in at_hand}
         wanted = [item for item in items if item[0] not in raw]
@@ -237,7 +252,7 @@ class Engine:
             raw |= self.runtime.call(partial(self._find_many, wanted, progress))
         return raw
 
-    def fetch_many(self, items: Sequence[tuple[str, Entry]]) -> dict[str, bytes]:
+    def fetch_many(self, items: Sequence[tuple[str, Entry]]) -> dict[str, Buffer]:
         """Return the bytes of `items` by key; those that are gone are left out."""
         items = list(items)
         while items:
@@ -271,7 +286,7 @@ class Engine:
 
     def _begin(
         self, windows: Iterator[list[tuple[str, Entry]]]
-    ) -> tuple[list[tuple[str, Entry]], Future[dict[str, bytes]]] | None:
+    ) -> tuple[list[tuple[str, Entry]], Future[dict[str, Buffer]]] | None:
         """Begin to fetch the next window."""
         window = next(windows, None)
         if window is None:
@@ -281,14 +296,14 @@ class Engine:
 
     def _find_many(
         self, items: Sequence[tuple[str, Entry]], progress: Progress
-    ) -> dict[str, bytes]:
+    ) -> dict[str, Buffer]:
         try:
             return self.values.fetch_many(items, progress)
         except BlobNotFound as exc:
             key, entry = self._whose(items, str(exc))
             raise _Gone(key, self._newer(key, entry, exc)) from exc
 
-    def _decoded(self, key: str, entry: Entry, data: bytes, known: Known) -> Any:
+    def _decoded(self, key: str, entry: Entry, data: Buffer, known: Known) -> Any:
         assert known.index is not None  # noqa: S101 - it has an entry
         return self.values.decode(key, entry, data, known.index.dictionary)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
+    from remotedict.backend import Buffer
     from remotedict.engine.core import Engine
     from remotedict.features.watch import Poll
 
@@ -29,10 +30,10 @@ _ATTEMPTS = 10
 class _Held(Known):
     """A state, and the bytes of its values by generation."""
 
-    data: Mapping[bytes, bytes]
+    data: Mapping[bytes, Buffer]
 
     @classmethod
-    def of(cls, known: Known, data: Mapping[bytes, bytes]) -> _Held:
+    def of(cls, known: Known, data: Mapping[bytes, Buffer]) -> _Held:
         fields = (known.etag, known.index, known.state, known.settled, known.checked)
         return cls(*fields, data)
 
@@ -216,7 +217,7 @@ class Mirror(Readable):
                 self._now = held
         self._wake()
 
-    def _fetched(self, known: Known, have: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    def _fetched(self, known: Known, have: Mapping[bytes, Buffer]) -> dict[bytes, Buffer]:
         """Return the bytes of all values of a state, as far as they are still there."""
         if not self._prefetch:
             return {}
