@@ -190,12 +190,11 @@ class RemoteDict(Transactional, Versioned, Lockable, MutableMapping[str, Any]):
         known: Known = self._engine.known()
         revision = known.index.revision if known.index else 0
         if self._shown_index is None or self._shown_index[0] != revision:
-            layout, keys, paths = self._engine.layout, [], []
-            for key in known.state:
-                entry = known.state.get(key)
-                blob = entry.blob(key) if entry else None
-                keys.append(key)
-                paths.append(layout.path(blob) if blob else layout.index)
+            keys: list[str] = []
+            paths: list[str] = []
+            for some, blobs in known.state.references():
+                keys += some
+                paths += self._engine.layout.paths(blobs)
             series = pd.Series(
                 paths, index=pd.Index(keys, name="index", dtype="str"), name="name", dtype="str"
             )

@@ -28,7 +28,8 @@ LAYERS = [
 ]
 FACE = ["azure", "local", "memory", "opening", "__init__"]
 ALLOWED_IN_PURE = {
-    *("__future__", "collections", "dataclasses", "io", "pickle", "platform", "re", "struct"),
+    *("__future__", "bisect", "collections", "dataclasses", "functools", "io", "itertools"),
+    *("operator", "pickle", "platform", "re", "struct"),
     *("sys", "typing"),
     *("cloudpickle", "lz4", "msgspec", "numpy", "xxhash", "remotedict"),
 }

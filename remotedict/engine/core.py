@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from remotedict.backend import BlobNotFound
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _ATTEMPTS = 10
-_WINDOW_ITEMS = 256
+_WINDOW_ITEMS = 4096
+_WINDOW_REQUESTS = 256  # so many values that have a blob each
 _UPLOAD_ITEMS = 10_000
 _WINDOW_BYTES = 64 * 1024 * 1024
 
@@ -485,23 +487,27 @@ def _orphaned() -> ClosedError:
 
 def entries(state: State, keys: Sequence[str]) -> list[tuple[str, Entry]]:
     """Return the keys with their entries; raise KeyNotFoundError for all that are missing."""
-    found = [(key, state.get(key)) for key in keys]
+    found = list(zip(keys, state.entries(keys), strict=True))
     missing = [key for key, entry in found if entry is None]
     if missing:
         raise KeyNotFoundError(dict.fromkeys(missing))
-    return [(key, entry) for key, entry in found if entry is not None]
+    return cast("list[tuple[str, Entry]]", found)
 
 
 def _windows(keys: Iterator[str], state: State) -> Iterator[list[tuple[str, Entry]]]:
+    """Yield keys with their entries: few at first, so that the first value is there soon."""
     window: list[tuple[str, Entry]] = []
-    size = 0
-    for key in keys:
-        entry = state.get(key)
-        assert entry is not None  # noqa: S101 - keys are those of the state
-        if window and (len(window) == _WINDOW_ITEMS or size + entry.stored > _WINDOW_BYTES):
-            yield window
-            window, size = [], 0
-        window.append((key, entry))
-        size += entry.stored
-    if window:
+    size, requests, count = 0, 0, min(_WINDOW_REQUESTS, _WINDOW_ITEMS)
+    while block := list(islice(keys, count)):
+        for key, entry in entries(state, block):
+            own = type(entry.place) is int
+            full = size + entry.stored > _WINDOW_BYTES or requests + own > _WINDOW_REQUESTS
+            if window and full:
+                yield window
+                window, size, requests = [], 0, 0
+            window.append((key, entry))
+            size += entry.stored
+            requests += own
         yield window
+        window, size, requests = [], 0, 0
+        count = min(2 * count, _WINDOW_ITEMS)
