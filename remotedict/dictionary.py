@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from collections.abc import Iterable, Mapping, MutableMapping, Sized
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import pandas as pd
 
@@ -19,6 +19,7 @@ from remotedict.features import files
 from remotedict.features.history import again, check_version
 from remotedict.features.metadata import WritableMetadata, encoded
 from remotedict.features.progress import progress
+from remotedict.features.reading import Readable
 from remotedict.features.selection import no_repeats, pair, select
 from remotedict.features.showing import html
 from remotedict.features.writing import Changed, Operation, Writer, changing, setting
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from remotedict.engine.index import Known
+    from remotedict.engine.stats import Stats
     from remotedict.pure.state import State
     from remotedict.session import Place
 
@@ -81,6 +83,11 @@ class RemoteDict(Transactional, Versioned, Lockable, MutableMapping[str, Any]):
     cache_bytes : int
         How many bytes of values (as stored) are kept in memory, to be read again without a
         download. What is cached can't be stale: whether it is current is asked each time.
+    cache_dir : path-like, optional
+        A folder of this machine in which what was read is kept as well, for all processes of
+        this user, and for later ones.
+    cache_dir_bytes : int
+        How many bytes there, of all dictionaries together. 4 GiB by default.
     progress : bool, optional
         Whether long batches show a bar on stderr; by default if it is a terminal or a notebook.
     pickle_credentials : bool
@@ -210,13 +217,30 @@ class RemoteDict(Transactional, Versioned, Lockable, MutableMapping[str, Any]):
         self._set(pair(keys, value) if several else [(keys[0], value)])
 
     def update(self, other: Any = (), /, **more: Any) -> None:
-        """Set many keys in one commit. Of a key given twice the last value counts."""
-        if isinstance(other, RemoteDict):
-            other = other.copy()
-        merged: dict[str, Any] = {}
-        for key, value in dict(other, **more).items():
-            merged[check_key(key)] = value
-        self._set(list(merged.items()))
+        """Set many keys in one commit. Of a key given twice the last value counts.
+
+        However many they are, no more than some 32 MiB of values are in memory at once: those of
+        a generator, say, are uploaded as they come, and then named by one commit.
+
+        Parameters
+        ----------
+        other : mapping, or iterable of pairs
+            Keys with their values.
+        **more
+            More of them.
+
+        Raises
+        ------
+        UnpicklableValueError
+            A value can't be pickled. Nothing is set then.
+        """
+        for key in other if isinstance(other, dict) else ():
+            check_key(key)  # before anything is uploaded
+        pairs = ((check_key(key), value) for key, value in chain(_pairs(other), more.items()))
+        if self._writer.gathering:
+            self._set(list(dict(pairs).items()))
+        else:
+            self._writer.stream(pairs, len(other) if isinstance(other, Sized) else None)
 
     def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc]
         """Update from another mapping, or from pairs, in one commit."""
@@ -476,8 +500,8 @@ class RemoteDict(Transactional, Versioned, Lockable, MutableMapping[str, Any]):
         for those who must not keep it. It reads all small values and commits of the dictionary,
         and writes anew what lies in one blob with the key's: it takes its time. Copies made by
         `copy_item` are keys of their own, and stay. Who forgot the key and when stays known. So
-        does what processes have in memory, and what the store itself keeps: backups, say, or
-        blobs that it deletes softly.
+        does what other processes have in memory or in their `cache_dir`, until they look again,
+        and what the store itself keeps: backups, say, or blobs that it deletes softly.
 
         Raises
         ------
@@ -526,6 +550,27 @@ class RemoteDict(Transactional, Versioned, Lockable, MutableMapping[str, Any]):
             self._writer.make(setting(self._writer.encode(items)))
 
     # -- the handle -------------------------------------------------------------------------
+
+    @property
+    def stats(self) -> Stats:
+        """What this handle has asked of the store since it was opened; no request is made.
+
+        With all that goes on beside: watching, mirrors, upkeep. It can be asked for after
+        `close`. A process that got the handle by a pickle or a fork begins with 0.
+
+        >>> import remotedict
+        >>> d = remotedict.MemoryDictionary()
+        >>> before = d.stats
+        >>> d["k"] = "value"
+        >>> (d.stats - before).requests
+        3
+        >>> before = d.stats
+        >>> d["k"]
+        'value'
+        >>> d.stats - before
+        Stats(requests=1, gets=1, not_modified=1)
+        """
+        return self._session.meter.read()
 
     def close(self) -> None:
         """Release what this handle has locked, and its connections. Other handles go on."""
@@ -579,3 +624,12 @@ def _reopened(cls: type[_D], session: Session) -> _D:
     made = cls.__new__(cls)
     made._attach(session)  # noqa: SLF001
     return made
+
+
+def _pairs(other: Any) -> Iterable[tuple[Any, Any]]:
+    """Return what `dict` would make a dict of, as pairs."""
+    if isinstance(other, Readable):
+        return other.items()
+    if hasattr(other, "keys"):
+        return ((key, other[key]) for key in other.keys())  # noqa: SIM118 - as dict does it
+    return cast("Iterable[tuple[Any, Any]]", other)

@@ -2,43 +2,52 @@
 
 from __future__ import annotations
 
+from collections import deque
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from remotedict.backend import BlobNotFound
+from remotedict.engine.blobs import Blobs
+from remotedict.engine.cache import Cache
 from remotedict.engine.commits import Commits
 from remotedict.engine.committer import Committer, Request, Swap, UploadExpired
+from remotedict.engine.counted import Counted
+from remotedict.engine.disk import DiskCache
 from remotedict.engine.index import IndexBlob, Known
 from remotedict.engine.patient import Patient
 from remotedict.engine.reader import Reader
 from remotedict.engine.upkeep import Upkeep
-from remotedict.engine.values import Values
+from remotedict.engine.values import PACK_BYTES, Values
 from remotedict.errors import (
     ClosedError,
+    CorruptBlobError,
     KeyNotFoundError,
     MissingValueError,
     SnapshotExpiredError,
+    StoreUnavailableError,
 )
+from remotedict.pure.state import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
-    from remotedict.backend import Backend
+    from remotedict.backend import Backend, Buffer
     from remotedict.engine.committer import Decide, Transform
     from remotedict.engine.runtime import Runtime
+    from remotedict.engine.stats import Meter
     from remotedict.engine.values import Progress
     from remotedict.pure.codec import Encoded
     from remotedict.pure.entry import Entry
     from remotedict.pure.naming import Layout
     from remotedict.pure.records import Commit, Set
-    from remotedict.pure.state import State
 
 _T = TypeVar("_T")
 _ATTEMPTS = 10
 _WINDOW_ITEMS = 4096
 _WINDOW_REQUESTS = 256  # so many values that have a blob each
+_UPLOAD_ITEMS = 10_000
 _WINDOW_BYTES = 64 * 1024 * 1024
 
 
@@ -50,26 +59,36 @@ class Tuning(NamedTuple):
     max_staleness: float
     inline_bytes: int
     cache_bytes: int
+    cache_dir: str | None
+    cache_dir_bytes: int
     retention: float
 
 
 class Engine:
     """Reads and writes the keys of one dictionary. Thread-safe, but not across a fork."""
 
-    def __init__(self, backend: Backend, layout: Layout, tuning: Tuning, runtime: Runtime) -> None:
+    def __init__(
+        self, backend: Backend, layout: Layout, tuning: Tuning, runtime: Runtime, meter: Meter
+    ) -> None:
         self.layout = layout
         self.tuning = tuning
         self.runtime = runtime
-        self.backend = Patient(backend, runtime, tuning.timeout)
+        self.backend = Patient(Counted(backend, meter), runtime, tuning.timeout)
+        cache, disk = Cache(tuning.cache_bytes), None
+        if tuning.cache_dir is not None:
+            disk = DiskCache(tuning.cache_dir, tuning.cache_dir_bytes, runtime.time)
+        blobs = Blobs(self.backend, runtime, cache, disk)
         self.values = Values(
             self.backend,
             layout,
             runtime,
+            blobs=blobs,
+            cache=cache,
+            meter=meter,
             inline_bytes=tuning.inline_bytes,
-            cache_bytes=tuning.cache_bytes,
         )
-        reader = Reader(self.backend, layout, runtime)
-        self.index = IndexBlob(self.backend, reader, layout, runtime, self.values.cache.add)
+        reader = Reader(blobs, layout, runtime)
+        self.index = IndexBlob(self.backend, reader, layout, runtime, cache.add)
         self.committer = Committer(self.backend, self.index, layout, runtime, self._committed)
         self.commits = Commits(self.index, reader, runtime)
         self.upkeep = Upkeep(
@@ -116,7 +135,7 @@ class Engine:
     def now(self, timeout: float | None = None) -> Known:
         """Return the state now; raise TimeoutError if that takes longer than `timeout`."""
         self.check_open()
-        return self.runtime.call(lambda: self.index.check().result(), timeout=timeout)
+        return self.runtime.call(self.index.now, timeout=timeout)
 
     def known(self) -> Known:
         """Return the state now, or as of at most `max_staleness` ago."""
@@ -146,37 +165,54 @@ class Engine:
         data, entry, known = self.runtime.call(lambda: self._find(key, known))
         return self._decoded(key, entry, data, known), entry
 
-    def _find(self, key: str, known: Known | None) -> tuple[bytes, Entry, Known]:
-        """Return a value's bytes, its entry, and the state that has it.
-
-        The check of the index and the fetch of the location known so far go out together; if the
-        check brings news of the key, its new location is fetched.
-        """
-        guess = ahead = None
+    def _find(self, key: str, known: Known | None) -> tuple[Buffer, Entry, Known]:
+        """Return a value's bytes, its entry, and the state that has it."""
+        ahead: Mapping[bytes, Buffer] = {}
         if known is None:
-            check = self.index.check()
-            guess = self.index.known.state.get(key) if self.index.known else None
-            if guess and self.values.at_hand(guess) is None:
-                ahead = self._fetch(key, guess)
-            known = check.result()
+            known, ahead = self._now_with([key])
         for _ in range(_ATTEMPTS):
             entry = entries(known.state, [key])[0][1]
             try:
-                if ahead and guess and _same_bytes(guess, entry):
-                    return ahead.result(), entry, known
-                return self.values.fetch(key, entry), entry, known
+                return ahead.get(entry.generation) or self.values.fetch(key, entry), entry, known
             except BlobNotFound as exc:
                 # Another writer has replaced it, and its bytes have gone since.
-                ahead = None
                 known = self._newer(key, entry, exc)
         raise self._missing(key, entry)
+
+    def _now_with(self, keys: Sequence[str]) -> tuple[Known, Mapping[bytes, Buffer]]:
+        """Return the state now, and what was fetched meanwhile: bytes by generation.
+
+        The check of the index and the fetch of the locations known so far go out together. What
+        the check brings news of is yet to be fetched.
+        """
+        before = self.index.known.state if self.index.known else State.empty()
+        guesses = [
+            (key, entry)
+            for key in keys
+            if (entry := before.get(key)) and self.values.at_hand(entry) is None
+        ]
+        if not guesses:
+            return self.index.now(), {}
+        fetch = partial(self.values.fetch_many, guesses, lambda _: None)
+        ahead = self.runtime.spawn(fetch)
+        known = self.index.now()
+        current = (known.state.get(key) for key, _ in guesses)
+        if not {entry.generation for entry in current if entry} & {
+            e.generation for _, e in guesses
+        }:
+            return known, {}  # none of it is wanted any more
+        try:
+            raw = ahead.result()
+        except (BlobNotFound, CorruptBlobError):  # of one that isn't current, or it comes again
+            return known, {}
+        return known, {entry.generation: raw[key] for key, entry in guesses}
 
     def read_many(
         self,
         keys: Sequence[str],
         known: Known | None,
         progress: Progress,
-        at_hand: Mapping[bytes, bytes] | None = None,
+        at_hand: Mapping[bytes, Buffer] | None = None,
     ) -> dict[str, Any]:
         """Return the values of `keys` by key, all as of one moment: that of `known`, or now.
 
@@ -189,7 +225,10 @@ class Engine:
         SnapshotExpiredError
             A value of `known` is no longer kept.
         """
-        now = known or self.known()
+        now = known or self.index.recent(self.tuning.max_staleness)
+        if now is None:
+            self.check_open()
+            now, at_hand = self.runtime.call(lambda: self._now_with(keys))
         for _ in range(_ATTEMPTS):
             items = entries(now.state, keys)
             try:
@@ -205,9 +244,9 @@ class Engine:
     def _at_hand(
         self,
         items: Sequence[tuple[str, Entry]],
-        at_hand: Mapping[bytes, bytes],
+        at_hand: Mapping[bytes, Buffer],
         progress: Progress,
-    ) -> dict[str, bytes]:
+    ) -> dict[str, Buffer]:
         """Return the bytes of `items` by key, fetching those that aren't at hand."""
         raw = {key: at_hand[e.generation] for key, e in items if e.generation in at_hand}
         wanted = [item for item in items if item[0] not in raw]
@@ -215,7 +254,7 @@ class Engine:
             raw |= self.runtime.call(partial(self._find_many, wanted, progress))
         return raw
 
-    def fetch_many(self, items: Sequence[tuple[str, Entry]]) -> dict[str, bytes]:
+    def fetch_many(self, items: Sequence[tuple[str, Entry]]) -> dict[str, Buffer]:
         """Return the bytes of `items` by key; those that are gone are left out."""
         items = list(items)
         while items:
@@ -249,7 +288,7 @@ class Engine:
 
     def _begin(
         self, windows: Iterator[list[tuple[str, Entry]]]
-    ) -> tuple[list[tuple[str, Entry]], Future[dict[str, bytes]]] | None:
+    ) -> tuple[list[tuple[str, Entry]], Future[dict[str, Buffer]]] | None:
         """Begin to fetch the next window."""
         window = next(windows, None)
         if window is None:
@@ -259,17 +298,14 @@ class Engine:
 
     def _find_many(
         self, items: Sequence[tuple[str, Entry]], progress: Progress
-    ) -> dict[str, bytes]:
+    ) -> dict[str, Buffer]:
         try:
             return self.values.fetch_many(items, progress)
         except BlobNotFound as exc:
             key, entry = self._whose(items, str(exc))
             raise _Gone(key, self._newer(key, entry, exc)) from exc
 
-    def _fetch(self, key: str, entry: Entry) -> Future[bytes]:
-        return self.runtime.spawn(lambda: self.values.fetch(key, entry))
-
-    def _decoded(self, key: str, entry: Entry, data: bytes, known: Known) -> Any:
+    def _decoded(self, key: str, entry: Entry, data: Buffer, known: Known) -> Any:
         assert known.index is not None  # noqa: S101 - it has an entry
         return self.values.decode(key, entry, data, known.index.dictionary)
 
@@ -320,6 +356,7 @@ class Engine:
         def made() -> Commit | None:
             with self.runtime.still_wanted():
                 self.committer.submit(request)
+            self.committer.work()
             return request.verdict.result()
 
         return self.runtime.call(made)
@@ -360,6 +397,53 @@ class Engine:
                 # The refusal came from a newer state, unless it was ours to learn of it.
                 self.now()
 
+    def encoded(
+        self, pairs: Iterable[tuple[str, Any]]
+    ) -> Iterator[list[tuple[str, bytes, Encoded]]]:
+        """Do the same for many, and yield them in windows of bounded size."""
+        index = self.created().index
+        assert index is not None  # noqa: S101 - it was created
+        window: list[tuple[str, bytes, Encoded]] = []
+        size = 0
+        for key, value in pairs:
+            window.append((key, *self.values.encode(key, value, index.dictionary)))
+            size += window[-1][2].length
+            if size >= PACK_BYTES or len(window) == _UPLOAD_ITEMS:
+                yield window
+                window, size = [], 0
+        if window:
+            yield window
+
+    def write_windows(
+        self,
+        windows: Iterable[list[tuple[str, bytes, Encoded]]],
+        commit: Callable[[list[Set]], _T],
+        progress: Progress,
+    ) -> _T:
+        """Upload each window while the next one is encoded, then `commit` all of them."""
+        seq = self.created().state.seq
+        sets: dict[str, Set] = {}
+        uploads: deque[Future[list[Set]]] = deque()
+
+        def settle() -> None:
+            sets.update({one.key: one for one in self.runtime.call(uploads.popleft().result)})
+
+        for window in windows:
+            place = partial(self.values.place, window, seq, progress, inline=False)
+            uploads.append(self.runtime.call(partial(self.runtime.spawn, place)))
+            if len(uploads) > 1:
+                settle()
+        while uploads:
+            settle()
+        try:
+            return commit(list(sets.values()))
+        except UploadExpired as exc:
+            msg = (
+                "the update took so long that what was uploaded first may have been removed "
+                "as garbage; nothing was set. Update in several parts"
+            )
+            raise StoreUnavailableError(msg) from exc
+
     def swap(self, transform: Transform, *, alone: bool = False) -> bool:
         """Change the index otherwise than by a commit; tell whether there was anything to do."""
         self.created()
@@ -368,6 +452,7 @@ class Engine:
         def made() -> bool:
             with self.runtime.still_wanted():
                 self.committer.submit(swap)
+            self.committer.work()
             return swap.verdict.result()
 
         return self.runtime.call(made)
