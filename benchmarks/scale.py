@@ -107,7 +107,7 @@ def opened(where: Path, parquet: Path, repeats: int) -> list[Figure]:
     mine, theirs = by_turns(repeats, first_in, lambda: pd.read_parquet(parquet))
     checkpoint = max((where / "Index/default/checkpoints").iterdir(), key=os.path.getmtime)
     return [
-        Figure("open, and first `in`", mine, "s", theirs, "at most 1.5 × pd.read_parquet"),
+        Figure("open, and first `in`", mine, "s", theirs, "at most 1.5 times pd.read_parquet"),
         Figure(
             "checkpoint",
             checkpoint.stat().st_size / len(series),
@@ -131,7 +131,7 @@ def shown(where: Path, repeats: int) -> list[Figure]:
             pd.Series(paths, index=index, name="name", dtype="str")
 
         took, reference = by_turns(repeats, mine, theirs)
-    return [Figure("d.index", took, "s", reference, "at most 2 × a Series of the same lists")]
+    return [Figure("d.index", took, "s", reference, "at most 2 times a Series of the same lists")]
 
 
 def iterated(where: Path, repeats: int) -> list[Figure]:
