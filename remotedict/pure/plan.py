@@ -46,6 +46,10 @@ CHECKPOINT_MIN = 256 * 1024
 """Segments of fewer bytes than this are not worth a checkpoint."""
 
 
+PAST_MIN = 4096
+"""So many items of the past are not worth to be looked through between checkpoints."""
+
+
 class NewSegment(NamedTuple):
     """A segment to be written before the index that names it."""
 
@@ -201,6 +205,15 @@ def due_checkpoint(index: Index) -> bool:
     """Tell whether the segments have outgrown the checkpoint."""
     limit = max(CHECKPOINT_MIN, index.checkpoint.size if index.checkpoint else 0)
     return sum(ref.size for ref in index.segments) > limit
+
+
+def due_drop(past: int, keys: int) -> bool:
+    """Tell whether there is more past than present, and enough of it not to wait any longer.
+
+    A large dictionary has a checkpoint seldom; if a few keys are overwritten over and over, what
+    they were would fill the memory until then.
+    """
+    return past > max(PAST_MIN, keys)
 
 
 def swap_checkpoint(

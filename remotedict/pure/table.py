@@ -312,9 +312,22 @@ class Table:
 
         It is what `entry.kept` does for one key, for all of them at once; 0 for nothing dropped.
         """
+        dropped, replaced = self._dropped(before, versions)
+        if not dropped.any():
+            return self, 0
+        columns = {name: self.columns[name][~dropped] for name in PAST}
+        pruned = Table.of(*compacted({**self.columns, **columns}, self.lists))
+        return pruned, int(replaced[dropped].max())
+
+    def droppable(self, before: int, versions: int) -> bool:
+        """Tell whether `pruned` would take anything off the list."""
+        return bool(self._dropped(before, versions)[0].any())
+
+    def _dropped(self, before: int, versions: int) -> tuple[Array, Array]:
+        """Return which past items are dropped, and since when each of all was past."""
         c = self.columns
         if not self.past:
-            return self, 0
+            return np.zeros(0, bool), np.zeros(0, "<u8")
         of, version = c["past_of"], c["past_version"].astype(np.int64)
         since = c["stamp_seq"][c["past_stamp"]]
         now = c["stamp_seq"][c["stamp"]]
@@ -325,12 +338,7 @@ class Table:
         then = np.where(now <= before, c["version"].astype(np.int64), 0)
         old = since <= before
         np.maximum.at(then, of[old], version[old])
-        dropped = (replaced <= before) & (version + versions <= then[of])
-        if not dropped.any():
-            return self, 0
-        columns = {name: c[name][~dropped] for name in PAST}
-        pruned = Table.of(*compacted({**c, **columns}, self.lists))
-        return pruned, int(replaced[dropped].max())
+        return (replaced <= before) & (version + versions <= then[of]), replaced
 
     def ranges(self, blobs: Collection[str]) -> list[Range]:
         """Return where values, also past ones, lie in these blobs; each place once."""
