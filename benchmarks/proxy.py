@@ -58,6 +58,8 @@ class Counts:
         Bytes of the requests and of the answers, with their headers.
     connections : int
         How many new connections.
+    open : int
+        How many of the requests have no answer yet.
     answers : dict of str to int
         How many requests of each method and status, such as ``"GET 304"``.
     """
@@ -66,7 +68,19 @@ class Counts:
     up: int = 0
     down: int = 0
     connections: int = 0
+    open: int = 0
     answers: dict[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: Counts) -> Counts:
+        """Return the counts of both."""
+        return Counts(
+            self.requests + other.requests,
+            self.up + other.up,
+            self.down + other.down,
+            self.connections + other.connections,
+            self.open + other.open,
+            dict(Counter(self.answers) + Counter(other.answers)),
+        )
 
 
 @dataclass
@@ -207,12 +221,10 @@ class _Stream:
                 self._kept = b""
                 self._wanted = self._messages.send(rest[:cut])
 
-    def close(self) -> bool:
-        """Take the end of the connection; return whether it is that of a message, too."""
-        to_the_end = isinstance(self._wanted, int) and self._wanted > _TO_THE_END // 2
-        if to_the_end:
+    def close(self) -> None:
+        """Take the end of the connection, which is that of a message of no stated length."""
+        if isinstance(self._wanted, int) and self._wanted > _TO_THE_END // 2:
             self._ended()
-        return to_the_end
 
     def _parse(self) -> Generator[bytes | int, bytes, None]:
         """Yield what is wanted: so many bytes, or all up to a mark, which are then sent back."""
@@ -257,11 +269,6 @@ class _Framing:
         self._interim = False
         self.up = _Stream(self._request, self._sent, lambda: None)
         self.down = _Stream(self._response, self._received, self._answered)
-
-    @property
-    def busy(self) -> bool:
-        """Whether some request has no answer yet."""
-        return bool(self._asked)
 
     def _request(self, head: bytes) -> int | None:
         method, target, _ = head.split(b" ", 2)
@@ -320,6 +327,7 @@ class _Line:
                     up=sum(each.up for each in self.exchanges),
                     down=sum(each.down for each in self.exchanges),
                     connections=self.connections,
+                    open=sum(not each.end for each in self.exchanges),
                     answers=dict(answers),
                 )
             )
@@ -364,19 +372,11 @@ class _Way:
         self._waiting: deque[tuple[float, bytes | None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._out: asyncio.Transport | None = None
-        self.asked = False  # whether something was handed on that has no answer yet
 
     def open(self, out: asyncio.Transport) -> None:
         """Begin to hand on to `out`."""
         self._out = out
         self._deliver()
-
-    def hold(self) -> None:
-        """Hand on nothing until the next `open`."""
-        self._out = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     def send(self, data: bytes | None) -> None:
         """Take a piece, or None for the end."""
@@ -406,76 +406,51 @@ class _Way:
             if data is None:
                 self._out.close()
             else:
-                self.asked = True
                 self._out.write(data)
 
 
-class _Client(asyncio.Protocol):
-    """The client's end of a connection; it opens the server's."""
+class _End(asyncio.Protocol):
+    """One end of a connection: what comes in is counted, and goes out at the other."""
+
+    def __init__(self, way: _Way, stream: _Stream) -> None:
+        self._way, self._stream = way, stream
+
+    def data_received(self, data: bytes) -> None:
+        self._stream.feed(data)
+        self._way.send(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self._stream.close()
+        self._way.send(None)
+
+
+class _Client(_End):
+    """The client's end; it opens the server's."""
 
     def __init__(self, line: _Line, host: str, port: int) -> None:
         self._line, self._host, self._port = line, host, port
-        self.framing = _Framing(line.log, line.loop.time)
+        self._framing = _Framing(line.log, line.loop.time)
         # The handshake: the client's first bytes come a round trip later than on an open one.
-        self.there = _Way(line, not_before=line.loop.time() + 1.5 * line.rtt)
-        self.back = _Way(line)
+        way = _Way(line, not_before=line.loop.time() + 1.5 * line.rtt)
+        super().__init__(way, self._framing.up)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._line.connections += 1
-        self._transport = transport
-        self.back.open(transport)
-        self._connect()
+        self._opening = self._line.loop.create_task(self._open(transport))
 
-    def data_received(self, data: bytes) -> None:
-        self.framing.up.feed(data)
-        self.there.send(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        del exc
-        self.there.send(None)
-
-    def server_lost(self) -> None:
-        """Pass on that the server has closed, unless the connection was merely idle.
-
-        The emulator does that after 5 seconds, Azure after minutes.
-        """
-        ended = self.framing.down.close()
-        if ended or self.there.asked or self._transport.is_closing():
-            self.back.send(None)
-        else:
-            self._connect()
-
-    def _connect(self) -> None:
-        self.there.hold()
-        self._connecting = self._line.loop.create_task(self._open())
-
-    async def _open(self) -> None:
+    async def _open(self, client: asyncio.Transport) -> None:
+        back = _Way(self._line)
+        back.open(client)
         try:
             server, _ = await self._line.loop.create_connection(
-                lambda: _Server(self), self._host, self._port
+                lambda: _End(back, self._framing.down), self._host, self._port
             )
         except OSError:
-            self._transport.abort()
+            client.abort()
         else:
-            self.there.open(server)
-
-
-class _Server(asyncio.Protocol):
-    """The server's end of a connection."""
-
-    def __init__(self, client: _Client) -> None:
-        self._client = client
-
-    def data_received(self, data: bytes) -> None:
-        client = self._client
-        client.framing.down.feed(data)
-        client.there.asked = client.framing.busy
-        client.back.send(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        del exc
-        self._client.server_lost()
+            self._way.open(server)
 
 
 async def _serve(host: str, port: int) -> None:
