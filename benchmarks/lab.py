@@ -156,7 +156,7 @@ class Lab(contextlib.ExitStack):
         if name not in self._filled:
             with contextlib.closing(self.process("obstore")) as process:
                 process.ask("open", self.container(name))
-                process.ask("insert", [f"key-{n:06d}" for n in range(number)])
+                process.ask("set_many", [f"key-{n:06d}" for n in range(number)])
             self._filled.add(name)
         return name
 

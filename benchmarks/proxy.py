@@ -221,11 +221,6 @@ class _Stream:
                 self._kept = b""
                 self._wanted = self._messages.send(rest[:cut])
 
-    def close(self) -> None:
-        """Take the end of the connection, which is that of a message of no stated length."""
-        if isinstance(self._wanted, int) and self._wanted > _TO_THE_END // 2:
-            self._ended()
-
     def _parse(self) -> Generator[bytes | int, bytes, None]:
         """Yield what is wanted: so many bytes, or all up to a mark, which are then sent back."""
         while True:
@@ -269,6 +264,12 @@ class _Framing:
         self._interim = False
         self.up = _Stream(self._request, self._sent, lambda: None)
         self.down = _Stream(self._response, self._received, self._answered)
+
+    def close(self) -> None:
+        """Take the end of the connection: of answers of no stated length, and of all hope."""
+        for each in self._asked:
+            each.end = self._clock()
+        self._asked.clear()
 
     def _request(self, head: bytes) -> int | None:
         method, target, _ = head.split(b" ", 2)
@@ -412,8 +413,8 @@ class _Way:
 class _End(asyncio.Protocol):
     """One end of a connection: what comes in is counted, and goes out at the other."""
 
-    def __init__(self, way: _Way, stream: _Stream) -> None:
-        self._way, self._stream = way, stream
+    def __init__(self, way: _Way, stream: _Stream, framing: _Framing) -> None:
+        self._way, self._stream, self._framing = way, stream, framing
 
     def data_received(self, data: bytes) -> None:
         self._stream.feed(data)
@@ -421,7 +422,7 @@ class _End(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
-        self._stream.close()
+        self._framing.close()
         self._way.send(None)
 
 
@@ -430,10 +431,10 @@ class _Client(_End):
 
     def __init__(self, line: _Line, host: str, port: int) -> None:
         self._line, self._host, self._port = line, host, port
-        self._framing = _Framing(line.log, line.loop.time)
+        framing = _Framing(line.log, line.loop.time)
         # The handshake: the client's first bytes come a round trip later than on an open one.
         way = _Way(line, not_before=line.loop.time() + 1.5 * line.rtt)
-        super().__init__(way, self._framing.up)
+        super().__init__(way, framing.up, framing)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -445,7 +446,7 @@ class _Client(_End):
         back.open(client)
         try:
             server, _ = await self._line.loop.create_connection(
-                lambda: _End(back, self._framing.down), self._host, self._port
+                lambda: _End(back, self._framing.down, self._framing), self._host, self._port
             )
         except OSError:
             client.abort()

@@ -98,8 +98,10 @@ class Work:
         return self.lab.measure(lambda: [process.ask(*call)])
 
     def prepare(self) -> None:
-        """Make what the visits need."""
-        self.writer.ask("set_many", self.fresh(1000))
+        """Make what the visits need: as a rule an index of 1,000 keys, where there is one."""
+        keys = self.fresh(1000)
+        if self.peer not in BLOB_PEERS:
+            self.writer.ask("insert", keys)
 
     def visit(self) -> Sample:
         """Do the work."""
@@ -130,7 +132,10 @@ class Get(Work):
 
     def prepare(self) -> None:
         self.keys = self.fresh(1000)
-        self.writer.ask("set_many", self.keys)
+        if self.peer in BLOB_PEERS:
+            self.container = self.lab.blobs(1000)
+        else:
+            self.writer.ask("set_many", self.keys)
         self.reader.ask("keys", 1000)
 
     def visit(self) -> Sample:
@@ -148,15 +153,15 @@ class GetAgain(Get):
         return self.measure(self.reader, "get", self.keys[:1] * self.many)
 
 
-class GetNews(Get):
+class GetNews(Work):
     title = "get it, just overwritten elsewhere"
     goal = Goal(ratio=1.1, against="obstore")
 
     def visit(self) -> Sample:
-        sample = Sample()
+        sample, key = Sample(), "key-000000"
         for version in range(self.many + 1):
-            self.writer.ask("set", self.keys[:1], version)
-            one = self.measure(self.reader, "get", self.keys[:1], version)
+            self.writer.ask("set", [key], version)
+            one = self.measure(self.reader, "get", [key], version)
             if version:
                 sample += one
         return sample
