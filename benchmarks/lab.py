@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from azure.storage.blob import BlobServiceClient
+
 from peers import PEERS, Account
 from proxy import Counts, Proxy
 

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+
 from peers import PEERS, Account
 
 ARRAY_BYTES = 64 * 1024 * 1024
