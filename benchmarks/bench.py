@@ -11,28 +11,27 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lab import Lab, Sample
 from peers import PEERS
-from tables import Results, environment, text
+from tables import RESULTS, Results, publish, text, write
 from works import WORKS, Work
 
-RESULTS = Path(__file__).parent / "results"
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
-def measure(lab: Lab, options: argparse.Namespace) -> Results:
-    """Do all works, peers taking turns, and return the samples."""
+def measure(lab: Lab, options: argparse.Namespace) -> Iterator[Results]:
+    """Do all works, peers taking turns; yield all samples after each work."""
     samples: Results = {}
     for name in options.only:
-        peers = [peer for peer in options.peers if peer in (WORKS[name].peers or lab.peers)]
+        peers = [p for p in options.peers if p in lab.peers and p in (WORKS[name].peers or PEERS)]
         if not peers:
             continue
-        lab.proxy.set()
         with contextlib.ExitStack() as stack:
             works: dict[str, Work] = {}
             for peer in peers:
@@ -41,14 +40,14 @@ def measure(lab: Lab, options: argparse.Namespace) -> Results:
                 works[peer].prepare()
             for rtt in options.rtt:
                 found = samples.setdefault(f"{rtt:g}", {})[name] = {p: Sample() for p in peers}
-                for turn in range(options.repeat):
+                lab.proxy.set(rtt=rtt / 1000, cold=options.cold)
+                for turn in range(min(options.repeat, WORKS[name].most_visits)):
                     for at in range(len(peers)):
                         peer = peers[(at + turn) % len(peers)]
-                        lab.proxy.set(rtt=rtt / 1000, cold=options.cold)
                         found[peer] += works[peer].visit()
-                print(text({f"{rtt:g}": {name: found}}), flush=True)
                 lab.proxy.set()
-    return samples
+                print(text({f"{rtt:g}": {name: found}}), flush=True)
+        yield samples
 
 
 def main() -> None:
@@ -65,26 +64,21 @@ def main() -> None:
     add("--old", help="Python of the environment with remotedict 0.0.2")
     add("--profile", type=Path, help="folder for profiles of the workers")
     add("--json", type=Path, help="where the results go")
+    add("--publish", type=Path, help="measure nothing: put these results into the documentation")
     options = parser.parse_args()
+    if options.publish:
+        publish(options.publish)
+        return
     if options.quick:
         options.rtt, options.repeat, options.many = [20], 2, 5
     if options.profile:
         options.profile.mkdir(parents=True, exist_ok=True)
     began = time.strftime("%Y-%m-%dT%H:%M:%S")
-    with Lab(options.old, options.profile) as lab:
-        samples = measure(lab, options)
-    print(text(samples))
     path = options.json or RESULTS / f"{began.replace(':', '')}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found = {
-        rtt: {
-            work: {peer: sample.to_json() for peer, sample in by_peer.items()}
-            for work, by_peer in by_work.items()
-        }
-        for rtt, by_work in samples.items()
-    }
-    report = {"began": began, "environment": environment(), "samples": found}
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    with Lab(options.old, options.profile) as lab:
+        for samples in measure(lab, options):
+            write(path, began, samples)
+    print(text(samples))
     print(f"written to {path}", file=sys.stderr)
 
 

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -63,10 +63,6 @@ class Sample:
         self.counts += other.counts
         self.requests += other.requests
         return self
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as what JSON can hold."""
-        return asdict(self)
 
 
 class Process:

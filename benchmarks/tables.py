@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
 import statistics
+from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 
 from lab import OLD, Sample
+from proxy import Counts
 from works import WORKS
 
 Results = dict[str, dict[str, dict[str, Sample]]]
 """By round-trip time in ms, work and peer."""
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+PUBLISHED = RESULTS / "published.json"
+"""The results that the documentation shows."""
+
+PAGE = HERE.parent / "docs" / "performance.md"
 
 MINE = "remotedict"
 
@@ -135,3 +147,45 @@ def _ms(value: float) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def write(path: Path, began: str, samples: Results) -> None:
+    """Keep results in a file."""
+    report = {
+        "began": began,
+        "environment": environment(),
+        "samples": {
+            rtt: {
+                work: {peer: asdict(sample) for peer, sample in by_peer.items()}
+                for work, by_peer in by_work.items()
+            }
+            for rtt, by_work in samples.items()
+        },
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def publish(path: Path) -> None:
+    """Put results into the documentation, between its marks ``<!-- rtt 20 -->`` and ``<!-- end -->``."""
+    report = json.loads(path.read_text("utf-8"))
+    samples = {
+        rtt: {
+            work: {
+                peer: Sample(**{**sample, "counts": Counts(**sample["counts"])})
+                for peer, sample in by_peer.items()
+            }
+            for work, by_peer in by_work.items()
+        }
+        for rtt, by_work in report["samples"].items()
+    }
+    page = PAGE.read_text("utf-8")
+    where = ", ".join(f"{name} {value}" for name, value in report["environment"].items())
+    shown = {f"rtt {rtt}": markdown(samples, rtt) for rtt in samples}
+    shown["environment"] = f"Measured on {report['began'][:10]}: {where}.\n"
+    for mark, block in shown.items():
+        between = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", re.DOTALL)
+        page = between.sub(lambda match, block=block: match[1] + block + match[2], page)
+    PAGE.write_text(page, "utf-8")
+    if path.resolve() != PUBLISHED:
+        PUBLISHED.write_bytes(path.read_bytes())
