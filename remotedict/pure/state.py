@@ -267,15 +267,20 @@ class State:
         """Yield the keys in insertion order, many at a time."""
         return (keys for keys, _ in self._walk())
 
-    def references(self) -> Iterator[tuple[list[str], list[str]]]:
-        """Yield the keys, many at a time, and which blob has the value of each; "" for none."""
+    def paths(
+        self, path: Callable[[Iterable[str]], list[str]]
+    ) -> Iterator[tuple[list[str], list[str]]]:
+        """Yield the keys, many at a time, and the path of the blob that has the value of each.
+
+        `path` makes paths of references, of which "" stands for the index.
+        """
         base = self._grown.base
         for keys, row in self._walk():
             if row >= 0:
-                yield keys, base.references(keys, row)
+                yield keys, base.paths(keys, row, path)
             else:
                 entries = zip(keys, self.entries(keys), strict=True)
-                yield keys, [(entry and entry.blob(key)) or "" for key, entry in entries]
+                yield keys, path([(entry and entry.blob(key)) or "" for key, entry in entries])
 
     def _walk(self) -> Iterator[tuple[list[str], int]]:
         """Yield the keys in insertion order, many at a time.
