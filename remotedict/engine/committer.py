@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -24,6 +23,7 @@ from remotedict.pure.records import Change, Commit, Drop, Index, Range, Set, enc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
 
     from remotedict.backend import Lease
     from remotedict.engine.index import IndexBlob, Known
@@ -55,6 +55,8 @@ class Request:
         nothing to do) or raises a RemoteDictError: a refusal.
     """
 
+    verdict: Future[Commit | None]
+
     def __init__(
         self,
         decide: Decide,
@@ -71,7 +73,6 @@ class Request:
         self.comment = comment
         self.ticket = ticket
         self.deadline = deadline
-        self.verdict: Future[Commit | None] = Future()
 
 
 class Swap:
@@ -81,10 +82,11 @@ class Swap:
     there before it, and land with it.
     """
 
+    verdict: Future[bool]
+
     def __init__(self, transform: Transform, *, alone: bool = False) -> None:
         self.transform = transform
         self.alone = alone
-        self.verdict: Future[bool] = Future()
 
 
 class Committer:
@@ -114,6 +116,7 @@ class Committer:
 
     def submit(self, request: Request | Swap) -> None:
         """Get in line; the request's `verdict` will have the answer."""
+        request.verdict = self._runtime.future()
         with self._lock:
             self._queue.append(request)
             # An interrupt here leaves a request in the queue, and the next call drains both.

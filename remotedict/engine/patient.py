@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
-from tenacity.wait import wait_random_exponential
 
 from remotedict.backend import TransientError
 from remotedict.engine.runtime import log
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from remotedict.engine.runtime import Runtime
 
 _T = TypeVar("_T")
+_FIRST_PAUSE = 0.05
 
 
 class Patient:
@@ -82,6 +82,9 @@ class Patient:
             del state
             return self._closed or clock() >= deadline
 
+        def pause(state: RetryCallState) -> float:
+            return self._runtime.jitter(min(_FIRST_PAUSE * 2 ** (state.attempt_number - 1), 2.0))
+
         def say(state: RetryCallState) -> None:
             log.debug("attempt %d failed: %s", state.attempt_number, _failure(state))
 
@@ -95,7 +98,7 @@ class Patient:
 
         attempts = Retrying(
             retry=retry_if_exception_type(TransientError),
-            wait=wait_random_exponential(0.05, max=2),
+            wait=pause,
             stop=too_late,
             before_sleep=say,
             sleep=self._runtime.sleep,

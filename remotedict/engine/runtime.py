@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import socket
 import sys
 import threading
 import time
@@ -86,9 +87,21 @@ class Runtime:
         """Return 16 bytes that nobody else has."""
         return uuid.uuid4().bytes
 
+    def process(self) -> tuple[str, int]:
+        """Return the name of this machine and the number of this process, for people."""
+        return socket.gethostname(), os.getpid()
+
     def lease_id(self) -> str:
         """Return a fresh id for a lease, in the form that Azure wants."""
         return str(uuid.UUID(bytes=self.uuid()))
+
+    def future(self) -> Future[Any]:
+        """Return what one thread gives its result to, and others wait for."""
+        return Future()
+
+    def mutex(self) -> threading.RLock:
+        """Return what excludes the user's threads from each other; re-entrant."""
+        return threading.RLock()
 
     def spawn(self, fn: Callable[[], _T]) -> Future[_T]:
         """Begin `fn` in a thread of its own."""
