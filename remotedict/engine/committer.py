@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from remotedict.backend import BackendError, LeaseHeld, PreconditionFailed, TransientError
 from remotedict.engine.runtime import log
 from remotedict.errors import (
+    DictionaryChangedError,
     RemoteDictError,
     SnapshotExpiredError,
     StoreUnavailableError,
@@ -245,12 +246,13 @@ class Committer:
         base, data = round_.known, encode(round_.index)
         deadline = self._runtime.monotonic() + self._backend.timeout
         doubt: TransientError | None = None
+        refused: PreconditionFailed | None = None
         pause = _FIRST_PAUSE
         while True:
             try:
                 put = self._backend.raw.put(self._layout.index, data, if_match=base.etag)
-            except PreconditionFailed:
-                pass
+            except PreconditionFailed as exc:
+                refused = exc
             except TransientError as exc:
                 doubt = exc
                 log.debug("a commit got no answer: %s", exc)
@@ -260,7 +262,7 @@ class Committer:
                 raise
             else:
                 return put.etag
-            now = self._look(round_, doubt)
+            now = self._look(round_, doubt, refused)
             if now.etag != base.etag:
                 return self._verdict(round_, now, doubt)
             if self._runtime.monotonic() >= deadline:
@@ -270,11 +272,16 @@ class Committer:
             self._runtime.sleep(self._runtime.jitter(pause))
             pause = min(pause * 2, 2.0)
 
-    def _look(self, round_: _Round, doubt: TransientError | None) -> Known:
+    def _look(
+        self, round_: _Round, doubt: TransientError | None, refused: PreconditionFailed | None
+    ) -> Known:
         try:
             return self._index.since(self._index.ticket())
         except RemoteDictError as exc:
-            _raise_if_in_doubt(round_, doubt, exc)
+            # A request may be delivered twice, and the 412 be the answer to the second time.
+            # (That the dictionary has changed says enough.)
+            unclear = None if isinstance(exc, DictionaryChangedError) else refused
+            _raise_if_in_doubt(round_, doubt or unclear, exc)
             raise
 
     @staticmethod
@@ -449,7 +456,7 @@ class _InDoubtError(Exception):
         self.ids = ids
 
 
-def _raise_if_in_doubt(round_: _Round, doubt: TransientError | None, exc: Exception | None) -> None:
+def _raise_if_in_doubt(round_: _Round, doubt: BackendError | None, exc: Exception | None) -> None:
     """Whatever ends a round, it may have been applied if a put of it has had no answer."""
     if doubt and round_.commits:
         raise _InDoubtError(round_.ids, str(doubt)) from exc
