@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from tenacity import RetryCallState, Retrying, retry_if_exception_type
+from typing import TYPE_CHECKING, TypeVar
 
 from remotedict.backend import TransientError
 from remotedict.engine.runtime import log
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _FIRST_PAUSE = 0.05
+_LAST_PAUSE = 2.0
 
 
 class Patient:
@@ -75,37 +74,19 @@ class Patient:
         )
 
     def _patiently(self, act: Callable[[], _T]) -> _T:
-        clock = self._runtime.monotonic
-        deadline = clock() + self.timeout
-
-        def too_late(state: RetryCallState) -> bool:
-            del state
-            return self._closed or clock() >= deadline
-
-        def pause(state: RetryCallState) -> float:
-            return self._runtime.jitter(min(_FIRST_PAUSE * 2 ** (state.attempt_number - 1), 2.0))
-
-        def say(state: RetryCallState) -> None:
-            log.debug("attempt %d failed: %s", state.attempt_number, _failure(state))
-
-        def give_up(state: RetryCallState) -> Any:
-            failure = _failure(state)
-            if self._closed:
-                msg = "the handle was closed before the store had answered"
-                raise ClosedError(msg) from failure
-            msg = f"no usable answer from the store within {self.timeout:g} s ({failure})"
-            raise StoreUnavailableError(msg) from failure
-
-        attempts = Retrying(
-            retry=retry_if_exception_type(TransientError),
-            wait=pause,
-            stop=too_late,
-            before_sleep=say,
-            sleep=self._runtime.sleep,
-            retry_error_callback=give_up,
-        )
-        return attempts(act)
-
-
-def _failure(state: RetryCallState) -> BaseException | None:
-    return state.outcome.exception() if state.outcome else None
+        runtime = self._runtime
+        deadline = runtime.monotonic() + self.timeout
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return act()
+            except TransientError as failure:
+                if self._closed:
+                    msg = "the handle was closed before the store had answered"
+                    raise ClosedError(msg) from failure
+                if runtime.monotonic() >= deadline:
+                    msg = f"no usable answer from the store within {self.timeout:g} s ({failure})"
+                    raise StoreUnavailableError(msg) from failure
+                log.debug("an attempt failed: %s", failure)
+            runtime.sleep(runtime.jitter(pause))
+            pause = min(pause * 2, _LAST_PAUSE)
