@@ -12,7 +12,6 @@ from remotedict.backend import (
     Got,
     LeaseHeld,
     PreconditionFailed,
-    Put,
     TransientError,
     pieces,
 )
@@ -104,7 +103,7 @@ class Network:
 
     def put(
         self, path: str, data: Any, *, if_match: str | None = None, if_absent: bool = False
-    ) -> Put:
+    ) -> str:
         store, whole = self._store, b"".join(pieces(data))
         who = self._process.name
         return self._request(
@@ -207,8 +206,8 @@ class Network:
                 shown = "304"
             elif isinstance(answer, Got):
                 shown = f"{len(answer.data)} bytes {answer.etag}"
-            elif isinstance(answer, Put):
-                shown = answer.etag
+            elif isinstance(answer, str):
+                shown = answer
             else:
                 shown = "done"
             self._say(self._process.name, number, verb, path, note, shown)

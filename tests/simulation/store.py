@@ -9,7 +9,7 @@ from remotedict.backend.memory import MemoryBackend
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from remotedict.backend import Data, Put
+    from remotedict.backend import Data
     from remotedict.backend.memory import MemoryLease
     from simulation.scheduler import Scheduler
     from simulation.witness import Witness
@@ -41,7 +41,7 @@ class Store(MemoryBackend):
         if_match: str | None = None,
         if_absent: bool = False,
         who: str = "",
-    ) -> Put:
+    ) -> str:
         old = self._blobs.get(path)
         done = super().put(path, data, if_match=if_match, if_absent=if_absent)
         if path == self.index:
