@@ -102,7 +102,7 @@ def opened(where: Path, parquet: Path, repeats: int) -> list[Figure]:
 
     def first_in() -> None:
         with LocalDictionary(where) as d:
-            assert key(0) in d  # noqa: S101
+            assert key(0) in d
 
     mine, theirs = by_turns(repeats, first_in, lambda: pd.read_parquet(parquet))
     checkpoint = max((where / "Index/default/checkpoints").iterdir(), key=os.path.getmtime)
@@ -190,7 +190,7 @@ def weighed(where: Path, small: Path, keys: int) -> list[Figure]:
         d["k"] = 1
     text = sum(len(key(n)) for n in range(keys)) / keys
     run = [sys.executable, "-c", _MEMORY, str(where), str(small)]
-    grown = subprocess.run(run, capture_output=True, text=True, check=True)  # noqa: S603
+    grown = subprocess.run(run, capture_output=True, text=True, check=True)
     names = ("after open", "after the first `in`", "after d.index")
     return [
         Figure(
@@ -256,7 +256,7 @@ class Format:
 
     def load(self) -> None:
         """Read it, as far as it must be for the first look-up."""
-        assert key(0) in self.read()  # noqa: S101
+        assert key(0) in self.read()
 
     def read(self) -> State:
         """Return the state that the blob holds."""

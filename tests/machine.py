@@ -333,7 +333,7 @@ class Machine:
         if segment:
             self.store.put(segment.ref.blob, segment.blob)
         self.store.index = index
-        self.writer.landed(self.known, index, f"{index.revision}", commits, segment)
+        self.writer.landed(self.known, index, f"{index.revision}", commits, segment, 0.0)
 
     def upkeep(self) -> None:
         """Merge, and make a checkpoint with its log, when they are due."""
@@ -368,7 +368,7 @@ class Machine:
     def _swap(self, index: Index | None) -> None:
         assert index is not None
         self.store.index = index
-        self.writer.landed(self.known, index, f"{index.revision}", [], None)
+        self.writer.landed(self.known, index, f"{index.revision}", [], None, 0.0)
 
     # -- what clients know --------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from remotedict.engine.core import entries
 from remotedict.engine.index import Known
 from remotedict.engine.runtime import Signal, log
 from remotedict.errors import ClosedError, RemoteDictError, SnapshotExpiredError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from remotedict.backend import Buffer
     from remotedict.engine.core import Engine
     from remotedict.features.watch import Poll
+    from remotedict.pure.entry import Entry
 
 _ATTEMPTS = 10
 
@@ -222,14 +224,18 @@ class Mirror(Readable):
         if not self._prefetch:
             return {}
         state = known.state
-        entries = {key: entry for key in state if (entry := state.get(key))}
-        wanted = [(key, entry) for key, entry in entries.items() if entry.generation not in have]
+        data: dict[bytes, Buffer] = {}
+        wanted: list[tuple[str, Entry]] = []
+        for keys in state.blocks():
+            for key, entry in entries(state, keys):
+                kept = have.get(entry.generation)
+                if kept is None:
+                    wanted.append((key, entry))
+                else:
+                    data[entry.generation] = kept
         found = self._engine.fetch_many(wanted)
-        return {
-            entry.generation: found[key] if key in found else have[entry.generation]
-            for key, entry in entries.items()
-            if key in found or entry.generation in have
-        }
+        data |= {entry.generation: found[key] for key, entry in wanted if key in found}
+        return data
 
     def _wake(self) -> None:
         for news in list(self._waiting):

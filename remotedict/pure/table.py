@@ -102,7 +102,9 @@ class Table:
 
     def find_all(self, keys: Sequence[str]) -> Array:
         """Return the rows of many keys, -1 for each that isn't there."""
-        if len(keys) < _FEW or not len(self.columns["hash"]):
+        if not len(self.columns["hash"]):
+            return np.full(len(keys), -1, np.int64)
+        if len(keys) < _FEW:
             return np.array([self.find(key) for key in keys], np.int64)
         raws = [key.encode() for key in keys]
         hashes, wanted = self.columns["hash"], digests(raws)
