@@ -69,7 +69,7 @@ def tests_all(session: nox.Session) -> None:
 
 @nox.session(python="3.11", default=False)
 def bench(session: nox.Session) -> None:
-    """Measure speed against other packages; arguments after ``--`` go to benchmarks/bench.py.
+    """Measure speed against other packages; with arguments, only what benchmarks/bench.py is told.
 
     The Python is the newest one for which the oldest peer's pandas has wheels.
     """
@@ -80,7 +80,8 @@ def bench(session: nox.Session) -> None:
         session.run("python", "-m", "venv", old)
         session.run(python, "-m", "pip", "install", "-q", *OLD, external=True)
     session.run("python", "benchmarks/bench.py", "--old", python, *session.posargs)
-    session.run("python", "benchmarks/curves.py")
+    if not session.posargs:
+        session.run("python", "benchmarks/curves.py")
 
 
 def install(session: nox.Session, group: str) -> None:

@@ -33,7 +33,7 @@ def environment() -> dict[str, str]:
     packages = ["azure-storage-blob", "obstore", "adlfs", "minimalkv", "remotedict"]
     return {
         "python": platform.python_version(),
-        "system": platform.platform(terse=True),
+        "system": f"{platform.system()} {platform.machine()}",
         "processors": str(os.cpu_count()),
         **{name: version(name) for name in packages},
     }

@@ -118,7 +118,7 @@ class Worker:
 
 
 def small(key: str, version: int) -> dict[str, Any]:
-    """Return the small value of a key: a dict that pickles to about 120 bytes."""
+    """Return the small value of a key: a dict that pickles to about 100 bytes."""
     return {"key": key, "version": version, "text": f"{key} is {version} " * 3}
 
 
