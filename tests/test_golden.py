@@ -387,9 +387,6 @@ def test_the_documented_constants_are_those_of_the_code():
         "kind of a segment": str(records.SEGMENT),
         "kind of a checkpoint": str(records.CHECKPOINT),
         "kind of a log": str(records.LOG),
-        "chunk kind: as it is": str(codec._RAW),
-        "chunk kind: LZ4 frame": str(codec._LZ4),
-        "flag: table at the end": str(codec._TABLE),
         "blob number: own blob": str(columns.OWN),
         "blob number: deleted": str(columns.GONE),
     }

@@ -28,9 +28,18 @@ LAYERS = [
 ]
 FACE = ["azure", "local", "memory", "opening", "__init__"]
 ALLOWED_IN_PURE = {
-    *("__future__", "collections", "dataclasses", "io", "pickle", "platform", "re", "struct"),
-    *("sys", "typing"),
-    *("cloudpickle", "lz4", "msgspec", "numpy", "xxhash", "remotedict"),
+    *(
+        "__future__",
+        "collections",
+        "copyreg",
+        "dataclasses",
+        "functools",
+        "io",
+        "itertools",
+        "pickle",
+    ),
+    *("platform", "re", "struct", "sys", "types", "typing"),
+    *("cloudpickle", "cramjam", "msgspec", "numpy", "xxhash", "remotedict"),
 }
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from machine import FACTS, IDS, Machine, Model, content, copied, seen
 from remotedict import CorruptBlobError
-from remotedict.pure import frames, plan, records, table
+from remotedict.pure import lz4, plan, records, table
 from remotedict.pure.columns import GONE, OWN, SCHEMA, STAMPS, TEXTS
 from remotedict.pure.draft import Draft, versioned
 from remotedict.pure.entry import Entry, Tombstone, kept
@@ -395,7 +395,7 @@ def recorded():
     script += [[("set", "a"), ("anew", "b")], [("delete", "b"), ("set", "c")], [("set", "b")]]
     record, data = Play(script).table.encode()
     return record, [
-        np.frombuffer(frames.inflate(frame, column.size), SCHEMA[column.name])
+        np.frombuffer(lz4.inflate(frame, column.size), SCHEMA[column.name])
         for frame, column in zip(data, record.columns, strict=True)
     ]
 
@@ -406,7 +406,7 @@ def forged(name, change):
     data, described = [], []
     for column, array in zip(record.columns, columns, strict=True):
         forged = change(array.copy()) if column.name == name else array
-        data.append(frames.deflate(forged.tobytes()))
+        data.append(lz4.deflate(forged.tobytes()))
         described.append(records.Column(column.name, column.dtype, len(data[-1]), forged.nbytes))
     record = records.TableRecord(
         **{n: getattr(record, n) for n in record.__struct_fields__ if n != "columns"},

@@ -19,6 +19,7 @@ from remotedict.errors import (
     MissingValueError,
     SnapshotExpiredError,
 )
+from remotedict.pure import codec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from remotedict.backend import Backend
     from remotedict.engine.committer import Decide, Transform
     from remotedict.engine.runtime import Runtime
-    from remotedict.engine.values import Progress
-    from remotedict.pure.codec import Encoded
+    from remotedict.engine.values import Progress, Stored
+    from remotedict.pure.codec import Encoded, Unpacked
     from remotedict.pure.entry import Entry
     from remotedict.pure.naming import Layout
     from remotedict.pure.records import Commit, Set
@@ -141,11 +142,11 @@ class Engine:
         self.check_open()
         if known is None and not confirmed:
             known = self.index.recent(self.tuning.max_staleness)
-        data, entry, known = self.runtime.call(lambda: self._find(key, known))
-        return self._decoded(key, entry, data, known), entry
+        unpacked, entry = self.runtime.call(lambda: self._find(key, known))
+        return codec.load(unpacked, key), entry
 
-    def _find(self, key: str, known: Known | None) -> tuple[bytes, Entry, Known]:
-        """Return a value's bytes, its entry, and the state that has it.
+    def _find(self, key: str, known: Known | None) -> tuple[Unpacked, Entry]:
+        """Return a value, unpacked, and its entry.
 
         The check of the index and the fetch of the location known so far go out together; if the
         check brings news of the key, its new location is fetched.
@@ -153,16 +154,17 @@ class Engine:
         guess = ahead = None
         if known is None:
             check = self.index.check()
-            guess = self.index.known.state.get(key) if self.index.known else None
-            if guess and self.values.at_hand(guess) is None:
-                ahead = self._fetch(key, guess)
+            before = self.index.known
+            guess = before.state.get(key) if before else None
+            if before and guess and self.values.at_hand(guess) is None:
+                ahead = self.runtime.spawn(partial(self._read, key, guess, before))
             known = check.result()
         for _ in range(_ATTEMPTS):
             entry = entries(known.state, [key])[0][1]
             try:
                 if ahead and guess and _same_bytes(guess, entry):
-                    return ahead.result(), entry, known
-                return self.values.fetch(key, entry), entry, known
+                    return ahead.result(), entry
+                return self._read(key, entry, known), entry
             except BlobNotFound as exc:
                 # Another writer has replaced it, and its bytes have gone since.
                 ahead = None
@@ -174,7 +176,7 @@ class Engine:
         keys: Sequence[str],
         known: Known | None,
         progress: Progress,
-        at_hand: Mapping[bytes, bytes] | None = None,
+        at_hand: Mapping[bytes, Stored] | None = None,
     ) -> dict[str, Any]:
         """Return the values of `keys` by key, all as of one moment: that of `known`, or now.
 
@@ -203,9 +205,9 @@ class Engine:
     def _at_hand(
         self,
         items: Sequence[tuple[str, Entry]],
-        at_hand: Mapping[bytes, bytes],
+        at_hand: Mapping[bytes, Stored],
         progress: Progress,
-    ) -> dict[str, bytes]:
+    ) -> dict[str, Stored]:
         """Return the bytes of `items` by key, fetching those that aren't at hand."""
         raw = {key: at_hand[e.generation] for key, e in items if e.generation in at_hand}
         wanted = [item for item in items if item[0] not in raw]
@@ -213,7 +215,7 @@ class Engine:
             raw |= self.runtime.call(partial(self._find_many, wanted, progress))
         return raw
 
-    def fetch_many(self, items: Sequence[tuple[str, Entry]]) -> dict[str, bytes]:
+    def fetch_many(self, items: Sequence[tuple[str, Entry]]) -> dict[str, Stored]:
         """Return the bytes of `items` by key; those that are gone are left out."""
         items = list(items)
         while items:
@@ -226,10 +228,10 @@ class Engine:
     def read_entry(self, key: str, entry: Entry, known: Known) -> Any:
         """Return the value of an entry, be it current or not; SnapshotExpiredError if it's gone."""
         try:
-            data = self.runtime.call(lambda: self.values.fetch(key, entry))
+            unpacked = self.runtime.call(partial(self._read, key, entry, known))
         except BlobNotFound:
             raise SnapshotExpiredError(key) from None
-        return self._decoded(key, entry, data, known)
+        return codec.load(unpacked, key)
 
     def stream(self, keys: Iterator[str], known: Known) -> Iterator[tuple[str, Any]]:
         """Yield keys with their values as of `known`, fetched ahead within a window."""
@@ -247,7 +249,7 @@ class Engine:
 
     def _begin(
         self, windows: Iterator[list[tuple[str, Entry]]]
-    ) -> tuple[list[tuple[str, Entry]], Future[dict[str, bytes]]] | None:
+    ) -> tuple[list[tuple[str, Entry]], Future[dict[str, Stored]]] | None:
         """Begin to fetch the next window."""
         window = next(windows, None)
         if window is None:
@@ -257,17 +259,18 @@ class Engine:
 
     def _find_many(
         self, items: Sequence[tuple[str, Entry]], progress: Progress
-    ) -> dict[str, bytes]:
+    ) -> dict[str, Stored]:
         try:
             return self.values.fetch_many(items, progress)
         except BlobNotFound as exc:
             key, entry = self._whose(items, str(exc))
             raise _Gone(key, self._newer(key, entry, exc)) from exc
 
-    def _fetch(self, key: str, entry: Entry) -> Future[bytes]:
-        return self.runtime.spawn(lambda: self.values.fetch(key, entry))
+    def _read(self, key: str, entry: Entry, known: Known) -> Unpacked:
+        assert known.index is not None  # noqa: S101 - it has an entry
+        return self.values.read(key, entry, known.index.dictionary)
 
-    def _decoded(self, key: str, entry: Entry, data: bytes, known: Known) -> Any:
+    def _decoded(self, key: str, entry: Entry, data: Stored, known: Known) -> Any:
         assert known.index is not None  # noqa: S101 - it has an entry
         return self.values.decode(key, entry, data, known.index.dictionary)
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from remotedict.backend import NOT_MODIFIED, PIECE_BYTES
+from remotedict.engine.runtime import IO_THREADS
 from remotedict.errors import CorruptBlobError, DictionaryChangedError
+from remotedict.pure.pieces import Pieces
 from remotedict.pure.plan import lay_out, resolve
 from remotedict.pure.records import (
     Checkpoint,
@@ -22,8 +24,9 @@ from remotedict.pure.records import (
 from remotedict.pure.state import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
+    from remotedict.backend import Buffer
     from remotedict.engine.patient import Patient
     from remotedict.engine.runtime import Runtime
     from remotedict.pure.naming import Layout
@@ -145,7 +148,28 @@ class Reader:
 
 
 def read_range(backend: Patient, runtime: Runtime, path: str, offset: int, length: int) -> bytes:
+    """Return a range of a blob; see `read_pieces`."""
+    return bytes(read_pieces(backend, runtime, path, offset, length))
+
+
+def read_pieces(
+    backend: Patient,
+    runtime: Runtime,
+    path: str,
+    offset: int,
+    length: int,
+    each: Callable[[Buffer], object] = id,
+) -> Buffer | Pieces:
     """Return a range of a blob; a large one travels in parallel pieces.
+
+    Parameters
+    ----------
+    backend, runtime
+        What to ask, and what runs it.
+    path, offset, length
+        What to read.
+    each : callable, optional
+        Is given the pieces, one after the other, as they arrive.
 
     Raises
     ------
@@ -159,13 +183,17 @@ def read_range(backend: Patient, runtime: Runtime, path: str, offset: int, lengt
         for at in range(offset, offset + length, PIECE_BYTES)
     ]
 
-    def one(span: tuple[int, int]) -> bytes:
+    def one(span: tuple[int, int]) -> Buffer:
         got = backend.get(path, range=span)
         assert got is not NOT_MODIFIED  # noqa: S101 - for the type checker
         return got.data
 
-    parts = [one(spans[0])] if len(spans) == 1 else list(runtime.map(one, spans))
-    data = parts[0] if len(parts) == 1 else b"".join(parts)
+    parts = []
+    # As many at once as there are threads: what is read ahead further only takes memory.
+    for part in map(one, spans) if len(spans) == 1 else runtime.map(one, spans, window=IO_THREADS):
+        each(part)
+        parts.append(part)
+    data = parts[0] if len(parts) == 1 else Pieces(parts)
     if len(data) != length:
         raise CorruptBlobError(path, f"it ends {length - len(data)} bytes too early")
     return data

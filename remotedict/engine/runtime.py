@@ -25,6 +25,7 @@ log.addHandler(logging.NullHandler())
 
 IO_THREADS = 16
 _WINDOW = 4 * IO_THREADS
+_WORKERS = min(os.cpu_count() or 1, 4) + 2
 # On Windows nothing interrupts a wait without end.
 _POLL = 0.5 if os.name == "nt" else None
 
@@ -190,6 +191,16 @@ class Runtime:
         finally:
             for future in waiting:
                 future.cancel()
+
+    def work(self, fn: Callable[[Any], _T], items: Iterable[Any], /) -> Iterator[_T]:
+        """Like `map`, for work of this machine's own: a little ahead, and not behind requests."""
+        waiting: deque[Future[_T]] = deque()
+        for item in items:
+            waiting.append(self.call(partial(self.spawn, partial(fn, item))))
+            if len(waiting) == _WORKERS:
+                yield self.call(waiting.popleft().result)
+        while waiting:
+            yield self.call(waiting.popleft().result)
 
 
 class Signal:

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from functools import partial
 from itertools import chain
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from remotedict.backend import PIECE_BYTES
-from remotedict.engine.reader import read_range
+from remotedict.engine.reader import read_pieces
 from remotedict.pure import codec, naming
 from remotedict.pure.records import Range, Set
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from concurrent.futures import Future
 
+    from remotedict.backend import Buffer
     from remotedict.engine.patient import Patient
     from remotedict.engine.runtime import Runtime
-    from remotedict.pure.codec import Encoded
+    from remotedict.pure.codec import Encoded, Unpacked
     from remotedict.pure.entry import Entry
     from remotedict.pure.naming import Layout
+    from remotedict.pure.pieces import Pieces
+
+    Stored = Buffer | Pieces
 
     Progress = Callable[[int], None]
 
@@ -43,18 +50,18 @@ class Cache:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._bytes: OrderedDict[bytes, bytes] = OrderedDict()
+        self._bytes: OrderedDict[bytes, Stored] = OrderedDict()
         self._size = 0
         self._lock = threading.Lock()
 
-    def get(self, generation: bytes) -> bytes | None:
+    def get(self, generation: bytes) -> Stored | None:
         """Return the bytes of a generation, or None."""
         with self._lock:
             if generation in self._bytes:
                 self._bytes.move_to_end(generation)
             return self._bytes.get(generation)
 
-    def add(self, generation: bytes, data: bytes) -> None:
+    def add(self, generation: bytes, data: Stored) -> None:
         """Keep the bytes of a generation, in place of those that were used longest ago."""
         if len(data) > self._limit // 4:
             return
@@ -85,20 +92,23 @@ class Values:
         self._inline_bytes = inline_bytes
         self.cache = Cache(cache_bytes)
 
-    def _map(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-        return self._runtime.call(lambda: list(self._runtime.map(fn, items)))
+    def _at_once(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        return self._runtime.call(lambda: list(self._runtime.work(fn, items)))
 
     # -- writing ----------------------------------------------------------------------------
 
     def encode(self, key: str, value: Any, dictionary: bytes) -> tuple[bytes, Encoded]:
-        """Return a fresh generation and the value's bytes. Runs the value's own code."""
+        """Return a fresh generation and the value's bytes. Runs the value's own code.
+
+        Those of a large value are made while they are uploaded.
+        """
         generation = self._runtime.uuid()
         encoded = codec.encode(
             value,
             key=key,
             dictionary=dictionary,
             generation=generation,
-            run=self._map,
+            run=self._runtime.work,
         )
         return generation, encoded
 
@@ -117,7 +127,7 @@ class Values:
             Is told how many values are done.
         """
         lengths = [encoded.length for _, _, encoded in values]
-        inline = [i for i, length in enumerate(lengths) if length <= self._inline_bytes]
+        inline = [i for i, length in enumerate(lengths) if 0 <= length <= self._inline_bytes]
         if sum(lengths[i] for i in inline) > INLINE_TOTAL_BYTES:
             inline = []
         changes: dict[int, Set] = {}
@@ -128,7 +138,7 @@ class Values:
         small = [
             i
             for i, length in enumerate(lengths)
-            if i not in changes and length <= PACKED_BYTES and self._inline_bytes
+            if i not in changes and 0 <= length <= PACKED_BYTES and self._inline_bytes
         ]
         if len(small) > 1:
             changes |= self._pack(small, values, seq, progress)
@@ -147,15 +157,14 @@ class Values:
 
         def one(i: int) -> tuple[int, Set]:
             key, generation, encoded = values[i]
-            change = Set(key, 0, generation, seq, encoded.length, encoded.facts, None)
             blob = f"v:{naming.escape(key)}/{naming.unique(seq, generation)}"
-            self._backend.put(self._layout.path(blob), encoded.pieces)
-            return i, change
+            self._backend.put(self._layout.path(blob), encoded)
+            return i, Set(key, 0, generation, seq, encoded.length, encoded.facts, None)
 
         # What the backend itself sends in parallel pieces must not wait in a thread for leaf
         # work, and is done one by one.
-        small = [i for i in which if values[i][2].length <= PIECE_BYTES]
-        large = [i for i in which if values[i][2].length > PIECE_BYTES]
+        small = [i for i in which if values[i][2].facts.nbytes <= PIECE_BYTES]
+        large = [i for i in which if values[i][2].facts.nbytes > PIECE_BYTES]
         changes = {}
         for i, change in chain(self._runtime.map(one, small), map(one, large)):
             changes[i] = change
@@ -179,7 +188,7 @@ class Values:
                 packs.append((f"p:{naming.unique(seq, self._runtime.uuid())}", []))
                 at = 0
             blob, pieces = packs[-1]
-            pieces.extend(encoded.pieces)
+            pieces.extend(encoded)
             place = Range(blob, at, encoded.length)
             changes[i] = Set(key, 0, generation, seq, place, encoded.facts, None)
             at += encoded.length
@@ -190,14 +199,14 @@ class Values:
 
     # -- reading ----------------------------------------------------------------------------
 
-    def at_hand(self, entry: Entry) -> bytes | None:
+    def at_hand(self, entry: Entry) -> Stored | None:
         """Return the value's bytes if no request is needed for them."""
         if isinstance(entry.place, bytes):
             return entry.place
         return self.cache.get(entry.generation)
 
-    def fetch(self, key: str, entry: Entry) -> bytes:
-        """Return the value's bytes.
+    def fetch(self, key: str, entry: Entry, each: Callable[[Buffer], object] = id) -> Stored:
+        """Return the value's bytes; `each` is given those that arrive.
 
         Raises
         ------
@@ -207,21 +216,60 @@ class Values:
         data = self.at_hand(entry)
         if data is None:
             where = entry.range(key)
-            data = read_range(
+            data = read_pieces(
                 self._backend,
                 self._runtime,
                 self._layout.path(where.blob),
                 where.offset,
                 where.length,
+                each,
             )
             self.cache.add(entry.generation, data)
         return data
 
+    def read(self, key: str, entry: Entry, dictionary: bytes) -> Unpacked:
+        """Return a value, unpacked; a large one is unpacked while it arrives. See `fetch`."""
+        arriving: SimpleQueue[Buffer | None] = SimpleQueue()
+        ahead: list[Future[Unpacked]] = []
+
+        def each(piece: Buffer) -> None:
+            arriving.put(piece)
+            if not ahead and entry.stored > PIECE_BYTES:
+                pieces: Iterator[Buffer] = iter(arriving.get, None)
+                work = partial(self._unpack, key, entry, pieces, entry.stored, dictionary)
+                ahead.append(self._runtime.spawn(work))
+
+        try:
+            data = self.fetch(key, entry, each)
+        finally:
+            arriving.put(None)
+        if ahead:
+            return ahead[0].result()
+        return self._unpack(key, entry, data, len(data), dictionary)
+
+    def _unpack(
+        self,
+        key: str,
+        entry: Entry,
+        data: Stored | Iterable[Buffer],
+        length: int,
+        dictionary: bytes,
+    ) -> Unpacked:
+        blob = entry.blob(key)
+        return codec.unpack(
+            data,
+            length,
+            dictionary=dictionary,
+            generation=entry.generation,
+            path=self._layout.path(blob) if blob else self._layout.index,
+            run=self._at_once,
+        )
+
     def fetch_many(
         self, items: Sequence[tuple[str, Entry]], progress: Progress
-    ) -> dict[str, bytes]:
+    ) -> dict[str, Stored]:
         """Return the bytes of many values by key; neighbours in one blob are read as one."""
-        found: dict[str, bytes] = {}
+        found: dict[str, Stored] = {}
         wanted: list[tuple[Range, str, Entry]] = []
         for key, entry in items:
             data = self.at_hand(entry)
@@ -238,10 +286,10 @@ class Values:
             else:
                 spans.append([item])
 
-        def one(span: list[tuple[Range, str, Entry]]) -> list[tuple[str, Entry, bytes]]:
+        def one(span: list[tuple[Range, str, Entry]]) -> list[tuple[str, Entry, Stored]]:
             first, last = span[0][0], span[-1][0]
             length = max(where.offset + where.length for where, _, _ in span) - first.offset
-            data = read_range(
+            data = read_pieces(
                 self._backend, self._runtime, self._layout.path(last.blob), first.offset, length
             )
             return [
@@ -259,17 +307,9 @@ class Values:
             progress(len(done))
         return found
 
-    def decode(self, key: str, entry: Entry, data: bytes, dictionary: bytes) -> Any:
+    def decode(self, key: str, entry: Entry, data: Stored, dictionary: bytes) -> Any:
         """Return the object. Runs code that the value brings along."""
-        blob = entry.blob(key)
-        return codec.decode(
-            data,
-            key=key,
-            dictionary=dictionary,
-            generation=entry.generation,
-            path=self._layout.path(blob) if blob else self._layout.index,
-            run=self._map,
-        )
+        return codec.load(self._unpack(key, entry, data, len(data), dictionary), key)
 
 
 def _adjacent(span: list[tuple[Range, str, Entry]], where: Range) -> bool:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from remotedict.engine.core import Engine
+    from remotedict.engine.values import Stored
     from remotedict.features.watch import Poll
 
 _ATTEMPTS = 10
@@ -30,10 +31,10 @@ _ATTEMPTS = 10
 class _Held(Known):
     """A state, and the bytes of its values by generation."""
 
-    data: Mapping[bytes, bytes]
+    data: Mapping[bytes, Stored]
 
     @classmethod
-    def of(cls, known: Known, data: Mapping[bytes, bytes]) -> _Held:
+    def of(cls, known: Known, data: Mapping[bytes, Stored]) -> _Held:
         fields = (known.etag, known.index, known.state, known.settled, known.checked)
         return cls(*fields, data)
 
@@ -220,7 +221,7 @@ class Mirror(Readable):
                 self._now = held
         self._wake()
 
-    def _fetched(self, known: Known, have: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    def _fetched(self, known: Known, have: Mapping[bytes, Stored]) -> dict[bytes, Stored]:
         """Return the bytes of all values of a state, as far as they are still there."""
         if not self._prefetch:
             return {}

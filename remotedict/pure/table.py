@@ -8,7 +8,7 @@ import numpy as np
 import xxhash
 
 from remotedict.errors import CorruptBlobError
-from remotedict.pure import frames
+from remotedict.pure import lz4
 from remotedict.pure.columns import (
     GONE,
     ITEM,
@@ -310,11 +310,11 @@ class Table:
     # -- the record -------------------------------------------------------------------------
 
     def encode(self) -> tuple[TableRecord, list[bytes]]:
-        """Return the record of the table, and the columns as LZ4 frames."""
+        """Return the record of the table, and the columns as LZ4 blocks."""
         described, data = [], []
         for name, dtype in SCHEMA.items():
             raw = np.ascontiguousarray(self._c[name]).view(np.uint8)
-            data.append(frames.deflate(raw.data))
+            data.append(lz4.deflate(raw.data))
             described.append(Column(name, dtype, len(data[-1]), raw.nbytes))
         record = TableRecord(
             rows=self.rows,
@@ -398,13 +398,10 @@ def decode(record: TableRecord, data: memoryview, path: str) -> Table:
         count = counts.get(column.name, column.size)  # of "key" any
         if column.size != count * dtype.itemsize or column.stored > len(data) - at:
             raise CorruptBlobError(path, f"column {column.name} has the wrong size")
-        # LZ4 can't shrink by more than 255 to 1: a larger claim is not worth the memory.
-        if column.size > 256 * column.stored:
-            raise CorruptBlobError(path, f"column {column.name} claims an impossible size")
         frame = data[at : at + column.stored]
         at += column.stored
         try:
-            raw = frames.inflate(frame, column.size)
+            raw = lz4.inflate(frame, column.size)
         except ValueError as exc:
             raise CorruptBlobError(path, f"column {column.name}: {exc}") from exc
         columns[column.name] = np.frombuffer(raw, dtype)
