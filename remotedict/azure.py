@@ -15,6 +15,7 @@ from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential
 from azure.storage.blob import BlobServiceClient
 
 from remotedict.backend.azure import AzureBackend
+from remotedict.backend.obstore import ObstoreBackend, usable
 from remotedict.dictionary import RemoteDict
 from remotedict.engine.runtime import IO_THREADS
 from remotedict.errors import CredentialsError
@@ -49,7 +50,8 @@ class _AzurePlace:
         return _AzurePlace, state
 
     def backend(self, timeout: float, runtime: Runtime) -> AzureBackend:
-        return AzureBackend(
+        kind = ObstoreBackend if usable() else AzureBackend
+        return kind(
             self.account_url,
             self.container,
             self.credential if self.credential is not None else self._found_here(),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from collections.abc import Iterable, Mapping, MutableMapping, Sized
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import pandas as pd
 
@@ -19,6 +19,7 @@ from remotedict.features import files
 from remotedict.features.history import again, check_version
 from remotedict.features.metadata import WritableMetadata, encoded
 from remotedict.features.progress import progress
+from remotedict.features.reading import Readable
 from remotedict.features.selection import no_repeats, pair, select
 from remotedict.features.showing import html
 from remotedict.features.writing import Changed, Operation, Writer, changing, setting
@@ -211,13 +212,30 @@ class RemoteDict(Transactional, Versioned, Lockable, MutableMapping[str, Any]):
         self._set(pair(keys, value) if several else [(keys[0], value)])
 
     def update(self, other: Any = (), /, **more: Any) -> None:
-        """Set many keys in one commit. Of a key given twice the last value counts."""
-        if isinstance(other, RemoteDict):
-            other = other.copy()
-        merged: dict[str, Any] = {}
-        for key, value in dict(other, **more).items():
-            merged[check_key(key)] = value
-        self._set(list(merged.items()))
+        """Set many keys in one commit. Of a key given twice the last value counts.
+
+        However many they are, no more than some 32 MiB of values are in memory at once: those of
+        a generator, say, are uploaded as they come, and then named by one commit.
+
+        Parameters
+        ----------
+        other : mapping, or iterable of pairs
+            Keys with their values.
+        **more
+            More of them.
+
+        Raises
+        ------
+        UnpicklableValueError
+            A value can't be pickled. Nothing is set then.
+        """
+        for key in other if isinstance(other, dict) else ():
+            check_key(key)  # before anything is uploaded
+        pairs = ((check_key(key), value) for key, value in chain(_pairs(other), more.items()))
+        if self._writer.gathering:
+            self._set(list(dict(pairs).items()))
+        else:
+            self._writer.stream(pairs, len(other) if isinstance(other, Sized) else None)
 
     def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc]
         """Update from another mapping, or from pairs, in one commit."""
@@ -580,3 +598,12 @@ def _reopened(cls: type[_D], session: Session) -> _D:
     made = cls.__new__(cls)
     made._attach(session)  # noqa: SLF001
     return made
+
+
+def _pairs(other: Any) -> Iterable[tuple[Any, Any]]:
+    """Return what `dict` would make a dict of, as pairs."""
+    if isinstance(other, Readable):
+        return other.items()
+    if hasattr(other, "keys"):
+        return ((key, other[key]) for key in other.keys())  # noqa: SIM118 - as dict does it
+    return cast("Iterable[tuple[Any, Any]]", other)

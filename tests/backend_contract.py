@@ -130,14 +130,14 @@ class BackendContract:
     def test_what_was_put_is_got(self, backend, data):
         put = backend.put("x/blob", data)
         got = backend.get("x/blob")
-        assert got == (joined(data), put.etag)
-        assert type(got.data) is bytes
+        assert got == (joined(data), put)
+        assert isinstance(got.data, bytes | memoryview)
         assert self.stored(backend) == {"x/blob": joined(data)}
 
     @pytest.mark.parametrize("parts", [[], [b""], [b"a", bytearray(b"b"), memoryview(b"c")]])
     def test_an_iterator_can_be_put(self, backend, parts):
         put = backend.put("x/blob", iter(parts))
-        assert backend.get("x/blob") == (joined(parts), put.etag)
+        assert backend.get("x/blob") == (joined(parts), put)
 
     @pytest.mark.parametrize("size", [PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1])
     def test_a_blob_of_about_one_piece_is_whole(self, backend, size):
@@ -150,15 +150,15 @@ class BackendContract:
     def test_a_blob_of_many_pieces_is_whole(self, backend, form):
         data = random.Random(1).randbytes(4 * PIECE_BYTES + 12_345)
         put = backend.put("x/blob", form(data))
-        assert backend.get("x/blob") == (data, put.etag)
+        assert backend.get("x/blob") == (data, put)
         start = 2 * PIECE_BYTES - 7
         ranged = backend.get("x/blob", range=(start, PIECE_BYTES + 20))
         assert ranged.data == data[start : start + PIECE_BYTES + 20]
 
     @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
     def test_every_name_of_the_layout_can_be_used(self, backend, name):
-        etag = backend.put(name, b"first", if_absent=True).etag
-        etag = backend.put(name, b"second", if_match=etag).etag
+        etag = backend.put(name, b"first", if_absent=True)
+        etag = backend.put(name, b"second", if_match=etag)
         assert backend.get(name, if_none_match=etag) is NOT_MODIFIED
         assert backend.get(name).data == b"second"
         assert [blob.name for blob in backend.list(name[:-3])] == [name]
@@ -188,7 +188,7 @@ class BackendContract:
             with pytest.raises(BlobNotFound):
                 backend.get("f/missing", range=(0, 1))
             with pytest.raises(BlobNotFound):
-                backend.get("f/missing", if_none_match=backend.put("f/other", b"x").etag)
+                backend.get("f/missing", if_none_match=backend.put("f/other", b"x"))
 
     @pytest.mark.parametrize(
         ("offset", "length"), [(0, 1), (0, 10), (3, 4), (9, 1), (0, 100), (5, 100)]
@@ -206,13 +206,13 @@ class BackendContract:
 
     @pytest.mark.parametrize("data", [b"data", b""])
     def test_only_news_is_downloaded(self, backend, data):
-        old = backend.put("x", b"before").etag
-        new = backend.put("x", data).etag
+        old = backend.put("x", b"before")
+        new = backend.put("x", data)
         assert backend.get("x", if_none_match=new) is NOT_MODIFIED
         assert backend.get("x", if_none_match=old) == (data, new)
 
     def test_the_etag_changes_with_the_bytes_and_only_then(self, backend):
-        etags = [backend.put("x", b"%d" % n).etag for n in range(10)]
+        etags = [backend.put("x", b"%d" % n) for n in range(10)]
         assert len(set(etags)) == 10
         assert all(etags)
         backend.put("y", b"another blob")
@@ -221,26 +221,28 @@ class BackendContract:
 
     def test_times_are_those_of_now(self, backend):
         before = time.time()
-        put = backend.put("x", b"data")
+        backend.put("x", b"data")
         (listed,) = backend.list("x")
-        for stamp in (put.time, listed.time):
-            assert before - 2 <= stamp <= time.time() + 2  # some stores count whole seconds
+        assert before - 2 <= listed.time <= time.time() + 2  # some stores count whole seconds
 
     def test_times_never_go_back(self, backend):
-        times = [backend.put(f"x{n}", b"").time for n in range(20)]
+        for n in range(20):
+            backend.put(f"x{n:02}", b"")
+        times = [blob.time for blob in backend.list("x")]
+        assert len(times) == 20
         assert times == sorted(times)
 
     # -- preconditions ----------------------------------------------------------------------
 
     def test_a_matching_etag_overwrites(self, backend):
-        etag = backend.put("x", b"0").etag
+        etag = backend.put("x", b"0")
         for n in range(1, 5):
-            etag = backend.put("x", b"%d" % n, if_match=etag).etag
+            etag = backend.put("x", b"%d" % n, if_match=etag)
         assert backend.get("x") == (b"4", etag)
 
     def test_a_stale_etag_never_overwrites(self, backend):
-        stale = backend.put("x", b"old").etag
-        current = backend.put("x", b"current").etag
+        stale = backend.put("x", b"old")
+        current = backend.put("x", b"current")
         with pytest.raises(PreconditionFailed):
             backend.put("x", b"mine", if_match=stale)
         assert backend.get("x") == (b"current", current)
@@ -254,7 +256,7 @@ class BackendContract:
         assert self.stored(backend) == {"x": b"current"}
 
     def test_an_etag_never_matches_a_missing_blob(self, backend):
-        etag = backend.put("x", b"data").etag
+        etag = backend.put("x", b"data")
         backend.delete(["x"])
         with pytest.raises(PreconditionFailed):
             backend.put("x", b"data", if_match=etag)
@@ -271,15 +273,15 @@ class BackendContract:
 
     def test_preconditions_hold_for_large_blobs_too(self, backend):
         large = [bytes(PIECE_BYTES), b"end"]
-        stale = backend.put("x", b"old", if_absent=True).etag
-        current = backend.put("x", large, if_match=stale).etag
+        stale = backend.put("x", b"old", if_absent=True)
+        current = backend.put("x", large, if_match=stale)
         for condition in ({"if_match": stale}, {"if_absent": True}):
             with pytest.raises(PreconditionFailed):
                 backend.put("x", [bytes(PIECE_BYTES), b"mine"], **condition)
         assert backend.get("x") == (joined(large), current)
 
     def test_exactly_one_compare_and_swap_wins_each_round(self, backend):
-        etag = backend.put("x", b"start").etag
+        etag = backend.put("x", b"start")
         for _ in range(self.rounds):
             mine = [uuid.uuid4().bytes for _ in range(THREADS)]
             acts = [
@@ -348,7 +350,7 @@ class BackendContract:
         def read():
             seen = 0
             while not ended.is_set():
-                data = backend.get("x").data
+                data = bytes(backend.get("x").data)
                 assert len(data) == size
                 assert data == data[:1] * size
                 assert data[0] >= seen
@@ -417,7 +419,7 @@ class BackendContract:
         assert list(backend.list("f/none/")) == []
 
     def test_list_shows_blobs_and_nothing_else(self, backend):
-        etag = backend.put("f/x", b"1").etag
+        etag = backend.put("f/x", b"1")
         backend.put("f/x", b"2", if_match=etag)
         lease = backend.lease("f/lock", LEASE, lease_id=new_id())
         lease.renew()
@@ -641,7 +643,7 @@ class _Model:
             with pytest.raises(PreconditionFailed):
                 self.backend.put(self.root + name, data, **options)
             return
-        etag = self.backend.put(self.root + name, data, **options).etag
+        etag = self.backend.put(self.root + name, data, **options)
         self.blobs[name] = data, etag
         self.etags.append(etag)
 

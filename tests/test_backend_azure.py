@@ -10,6 +10,7 @@ import http.client
 import http.server
 import logging
 import socket
+import ssl
 import threading
 import time
 import traceback
@@ -20,9 +21,9 @@ from types import SimpleNamespace
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
-from azure.core.credentials import AccessToken
-from azure.core.exceptions import ServiceResponseError
-from azure.core.pipeline.transport import RequestsTransport
+import trustme
+from azure.core.credentials import AccessToken, AzureNamedKeyCredential, AzureSasCredential
+from azure.core.exceptions import ClientAuthenticationError
 from azure.storage.blob import (
     AccountSasPermissions,
     BlobServiceClient,
@@ -53,6 +54,7 @@ from remotedict.backend import (
     TransientError,
 )
 from remotedict.backend.azure import AzureBackend
+from remotedict.backend.obstore import ObstoreBackend
 
 IN_AN_HOUR = datetime.now(UTC) + timedelta(hours=1)
 LONG_AGO = datetime.now(UTC) - timedelta(days=1)
@@ -69,13 +71,18 @@ def container():
     return f"t{uuid.uuid4().hex}"
 
 
+@pytest.fixture(params=[AzureBackend, ObstoreBackend])
+def kind(request):
+    return request.param
+
+
 @pytest.fixture
-def connect(azurite, container, pool):
+def connect(azurite, container, pool, kind):
     """Return what makes backends, and closes them at the end."""
     made = []
 
     def connect(url=azurite.url, credential=ACCOUNT_KEY, *, name=container, timeout=10, **options):
-        made.append(AzureBackend(url, name, credential, timeout=timeout, run=pool.map, **options))
+        made.append(kind(url, name, credential, timeout=timeout, run=pool.map, **options))
         return made[-1]
 
     yield connect
@@ -442,22 +449,36 @@ class Token:
         return AccessToken("the-token", int(time.time()) + 3600)
 
 
-def test_an_identity_is_asked_for_tokens(service, connect):
-    service.answer = answer(404, code="BlobNotFound")
-
-    class Redirected(RequestsTransport):
-        def send(self, request, **options):
-            parts = urlsplit(request.url)
-            assert parts.scheme == "https"  # a token never travels in clear
-            request.url = service.url + parts.path
-            return super().send(request, **options)
-
+def test_an_identity_is_asked_for_tokens(secure_service, connect):
+    secure_service.answer = answer(404, code="BlobNotFound")
     token = Token()
-    backend = connect("https://account.blob.core.windows.net", token, transport=Redirected())
-    with pytest.raises(BlobNotFound):
-        backend.get("x")
-    assert token.scopes == ["https://storage.azure.com/.default"]
-    assert service.requests[0].headers["Authorization"] == "Bearer the-token"
+    backend = connect(f"{secure_service.url}/account", token)
+    for _ in range(2):
+        with pytest.raises(BlobNotFound):
+            backend.get("x")
+    assert set(token.scopes) == {"https://storage.azure.com/.default"}
+    assert {r.headers["Authorization"] for r in secure_service.requests} == {"Bearer the-token"}
+
+
+def test_an_identity_that_gives_no_token_says_why(secure_service, connect):
+    class Refused:
+        def get_token(self, *_scopes, **_options):
+            raise ClientAuthenticationError("it was revoked")
+
+    backend = connect(f"{secure_service.url}/account", Refused())
+    for verb in (lambda: backend.get("x"), lambda: backend.put("x", b"data")):
+        with pytest.raises(AccessDeniedError, match="check the credential"):
+            verb()
+    assert secure_service.requests == []
+
+
+@pytest.mark.parametrize("make", [AzureNamedKeyCredential, AzureSasCredential])
+def test_a_credential_object_does_as_well_as_its_text(azurite, backend, connect, make):
+    backend.put("x", b"data")
+    arguments = [account_sas()]
+    if make is AzureNamedKeyCredential:
+        arguments = [ACCOUNT_NAME, ACCOUNT_KEY]
+    assert connect(azurite.url, make(*arguments)).get("x").data == b"data"
 
 
 def test_an_identity_over_http_is_refused_with_the_reason(azurite, container):
@@ -470,43 +491,46 @@ def test_an_identity_over_http_is_refused_with_the_reason(azurite, container):
 # -- long uploads ---------------------------------------------------------------------------
 
 
-class Lossy(RequestsTransport):
-    """Loses the reply to every `nth` block of an upload."""
+class Lossy:
+    """Passes requests on to Azurite, but loses the reply to every `nth` block of an upload."""
 
-    def __init__(self, nth):
-        super().__init__()
+    def __init__(self, nth, port):
         self.nth = nth
+        self.port = port
         self.lock = threading.Lock()
         self.sent = []
         self.lost = 0
 
-    def send(self, request, **options):
-        response = super().send(request, **options)
-        query = parse_qs(urlsplit(request.url).query)
+    def __call__(self, request):
+        reply = forward(request, self.port)
+        query = parse_qs(urlsplit(request.path).query)
         if query.get("comp") == ["block"]:
             with self.lock:
                 self.sent += query["blockid"]
                 lose = len(self.sent) % self.nth == 0
                 self.lost += lose
             if lose:
-                raise ServiceResponseError("the reply was lost")
-        return response
+                return hang_up(request)
+        return pass_back(request, reply)
 
 
-def test_a_lost_block_is_sent_again_and_not_the_whole_upload(connect):
-    transport = Lossy(nth=3)
-    backend = connect(transport=transport)
+def test_a_lost_block_is_sent_again_and_not_the_whole_upload(azurite, service, connect):
+    service.answer = lossy = Lossy(3, azurite.port)
+    backend = connect(service.account_url)
     backend.put("y", b"")  # so that the container is there
     sent = [bytes([n]) * (PIECE_BYTES + n) for n in range(7)]
     backend.put("x", iter(sent))
     assert backend.get("x").data == b"".join(sent)
-    assert transport.lost > 1
-    assert len(transport.sent) - transport.lost == len(set(transport.sent)) >= 8
+    assert lossy.lost > 1
+    assert len(lossy.sent) - lossy.lost == len(set(lossy.sent)) >= 8
 
 
-def test_a_block_that_never_gets_through_ends_the_upload(connect, monkeypatch):
-    monkeypatch.setattr("remotedict.backend.azure._BLOCK_ATTEMPTS", 2)
-    backend = connect(transport=Lossy(nth=1))
+def test_a_block_that_never_gets_through_ends_the_upload(azurite, service, connect, monkeypatch):
+    monkeypatch.setattr("remotedict.backend.azure.BLOCK_ATTEMPTS", 2)
+    monkeypatch.setattr("remotedict.backend.obstore.BLOCK_ATTEMPTS", 2)
+    service.answer = Lossy(1, azurite.port)
+    backend = connect(service.account_url)
+    backend.put("y", b"")
     with pytest.raises(TransientError):
         backend.put("x", [bytes(PIECE_BYTES), bytes(PIECE_BYTES), bytes(PIECE_BYTES)])
     with pytest.raises(BlobNotFound):
@@ -519,6 +543,8 @@ def test_a_block_that_never_gets_through_ends_the_upload(connect, monkeypatch):
 class Service(http.server.ThreadingHTTPServer):
     """A server on this machine that does with each request what `answer` does."""
 
+    scheme = "http"
+
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.requests = []
@@ -526,7 +552,7 @@ class Service(http.server.ThreadingHTTPServer):
 
     @property
     def url(self):
-        return f"http://127.0.0.1:{self.server_port}"
+        return f"{self.scheme}://127.0.0.1:{self.server_port}"
 
     @property
     def account_url(self):
@@ -582,7 +608,8 @@ def forward(request, port):
     """Pass a request on to Azurite; return status, headers and body of its reply."""
     parts = urlsplit(request.path)
     path = parts.path + (f"?{parts.query}" if parts.query else "")
-    headers = {**request.headers, "Host": f"127.0.0.1:{port}"}
+    headers = {n: v for n, v in request.headers.items() if n.lower() != "host"}
+    headers["Host"] = f"127.0.0.1:{port}"
     connection = http.client.HTTPConnection("127.0.0.1", port)
     try:
         connection.request(request.command, path, request.body or None, headers)
@@ -612,6 +639,19 @@ def service():
         yield service
         service.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def secure_service(service, tmp_path, monkeypatch):
+    """The same over TLS, with a certificate that only this test's own authority vouches for."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "authority.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    service.socket = context.wrap_socket(service.socket, server_side=True)
+    service.scheme = "https"
+    return service
 
 
 TROUBLE = {
@@ -694,7 +734,7 @@ def test_a_lost_reply_to_a_put_is_transient_and_the_put_may_have_been_applied(
         forward(request, azurite.port)
         hang_up(request)
 
-    stale = backend.put("x", b"before").etag
+    stale = backend.put("x", b"before")
     service.answer = lose
     cut_off = connect(service.account_url)
     with pytest.raises(TransientError):

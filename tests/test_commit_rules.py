@@ -82,6 +82,19 @@ def test_a_412_may_be_ones_own_first_put_that_won(world):
     assert version(a, "k") == 1
 
 
+def test_a_412_that_cant_be_looked_up_leaves_the_outcome_unknown(world):
+    a, b = pair(world)
+
+    def denied(act):
+        raise AccessDeniedError("the key was rotated just now")
+
+    world.of(a).at("put", INDEX, send_twice)
+    world.of(a).at("get", INDEX, denied)
+    with pytest.raises(UnknownOutcomeError):
+        a["k"] = 1
+    assert b["k"] == 1
+
+
 def test_a_lost_reply_never_applies_twice(world):
     a, b = pair(world)
     a["n"] = 0
@@ -335,6 +348,7 @@ def test_an_upload_below_the_horizon_is_made_again_under_a_new_name(world):
         )
         b["later"] = 1
         b._engine.committer.submit(swap)
+        b._engine.committer.begin()
         assert swap.verdict.result(10)
         return result
 

@@ -506,8 +506,7 @@ def test_a_lock_is_renewed_until_its_end_and_no_longer(world):
         deadline = time.monotonic() + 30
         while not until():
             assert time.monotonic() < deadline
-            with holdings._wake:
-                holdings._wake.notify_all()
+            holdings.wake()
             time.sleep(0.001)
 
     for _ in range(6):  # 36 seconds, more than two leases
@@ -529,8 +528,7 @@ def test_a_renewal_without_an_answer_holds_up_no_other(world, monkeypatch):
     monkeypatch.setattr(holdings.get("a").lease, "renew", lambda: go.wait(30))
     monkeypatch.setattr(holdings.get("b").lease, "renew", renewed.set)
     world.clock.now += 6
-    with holdings._wake:
-        holdings._wake.notify_all()
+    holdings.wake()
     assert renewed.wait(30)
     go.set()
 

@@ -51,15 +51,8 @@ NotModified = Literal[_NotModified.NOT_MODIFIED]
 class Got(NamedTuple):
     """The answer to `get`; a ranged one may have no etag."""
 
-    data: bytes
+    data: Buffer
     etag: str
-
-
-class Put(NamedTuple):
-    """The answer to `put`: the new etag, and the store's time in seconds since the epoch."""
-
-    etag: str
-    time: float
 
 
 class BlobInfo(NamedTuple):
@@ -130,8 +123,8 @@ class Backend(Protocol):
 
     def put(
         self, path: str, data: Data, *, if_match: str | None = None, if_absent: bool = False
-    ) -> Put:
-        """Write a blob, whole or not at all.
+    ) -> str:
+        """Write a blob, whole or not at all, and return its etag.
 
         Parameters
         ----------

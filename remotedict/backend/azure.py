@@ -33,7 +33,6 @@ from remotedict.backend import (
     Map,
     NotModified,
     PreconditionFailed,
-    Put,
     TransientError,
     pieces,
 )
@@ -53,8 +52,8 @@ _T = TypeVar("_T")
 
 _CONNECTIONS = 64
 _LEASE_MIN, _LEASE_MAX = 15, 60  # what the service grants, but for endless leases
-_CONNECT_TIMEOUT = 10.0
-_BLOCK_ATTEMPTS = 5
+CONNECT_TIMEOUT = 10.0
+BLOCK_ATTEMPTS = 5
 
 
 def _few_attempts() -> Retrying:
@@ -62,7 +61,7 @@ def _few_attempts() -> Retrying:
     return Retrying(
         retry=retry_if_exception_type(TransientError),
         wait=wait_random_exponential(0.1, max=2),
-        stop=stop_after_attempt(_BLOCK_ATTEMPTS),
+        stop=stop_after_attempt(BLOCK_ATTEMPTS),
         reraise=True,
     )
 
@@ -131,7 +130,7 @@ class AzureBackend:
         if if_none_match is not None:
             options |= {"etag": if_none_match, "match_condition": MatchConditions.IfModified}
         try:
-            with _translated(path):
+            with translating(path):
                 download = self._client.download_blob(path, **options)
                 data, etag = download.readall(), download.properties.etag
         except _StillThereError:
@@ -142,7 +141,7 @@ class AzureBackend:
 
     def put(
         self, path: str, data: Data, *, if_match: str | None = None, if_absent: bool = False
-    ) -> Put:
+    ) -> str:
         """See `Backend.put`."""
         options: dict[str, Any] = {}
         if if_match == "":  # the SDK would take it for none at all
@@ -159,20 +158,18 @@ class AzureBackend:
         staged = [self._making_container(lambda: self._stage(path, (0, first)))]
         rest = enumerate(chain([second], blocks), 1)
         staged += self._run(lambda block: self._stage(path, block), rest)
-        with _translated(path):
-            return _put(
-                self._client.get_blob_client(path).commit_block_list(
-                    [BlobBlock(block_id) for block_id in staged], **options
-                )
+        with translating(path):
+            done = self._client.get_blob_client(path).commit_block_list(
+                [BlobBlock(block_id) for block_id in staged], **options
             )
+        return str(done["etag"])
 
-    def _put_small(self, path: str, data: bytes, options: dict[str, Any]) -> Put:
-        with _translated(path):
-            return _put(
-                self._client.get_blob_client(path).upload_blob(
-                    data, overwrite=not options, max_concurrency=1, length=len(data), **options
-                )
+    def _put_small(self, path: str, data: bytes, options: dict[str, Any]) -> str:
+        with translating(path):
+            done = self._client.get_blob_client(path).upload_blob(
+                data, overwrite=not options, max_concurrency=1, length=len(data), **options
             )
+        return str(done["etag"])
 
     def _stage(self, path: str, block: tuple[int, bytes]) -> str:
         number, data = block
@@ -181,7 +178,7 @@ class AzureBackend:
         block_id = f"{number:08d}-{xxhash.xxh3_128_hexdigest(data)}"
         blob = self._client.get_blob_client(path)
         for attempt in _few_attempts():
-            with attempt, _translated(path):
+            with attempt, translating(path):
                 blob.stage_block(block_id, data, length=len(data))
         return block_id
 
@@ -193,7 +190,7 @@ class AzureBackend:
             pass  # of a write: the container isn't there
         name = self._client.container_name
         try:
-            with _translated(name):
+            with translating(name):
                 self._client.create_container()
         except PreconditionFailed:
             pass  # somebody else has just made it
@@ -210,12 +207,12 @@ class AzureBackend:
         list(self._run(self._delete, paths))
 
     def _delete(self, path: str) -> None:
-        with contextlib.suppress(BlobNotFound), _translated(path):
+        with contextlib.suppress(BlobNotFound), translating(path):
             self._client.delete_blob(path)
 
     def list(self, prefix: str) -> Iterator[BlobInfo]:
         """See `Backend.list`."""
-        with contextlib.suppress(BlobNotFound), _translated(prefix):
+        with contextlib.suppress(BlobNotFound), translating(prefix):
             for blob in self._client.list_blobs(name_starts_with=prefix):
                 yield BlobInfo(blob.name, blob.size, blob.last_modified.timestamp())
 
@@ -225,15 +222,15 @@ class AzureBackend:
         client = BlobLeaseClient(self._client.get_blob_client(path), lease_id)
         if force:
             # 404: no blob; 409: no lease to break.
-            with contextlib.suppress(BlobNotFound, LeaseLost), _translated(path):
+            with contextlib.suppress(BlobNotFound, LeaseLost), translating(path):
                 client.break_lease(0)
         try:
-            with _translated(path, lease=LeaseHeld):
+            with translating(path, lease=LeaseHeld):
                 client.acquire(granted)
         except BlobNotFound:
             with contextlib.suppress(PreconditionFailed):
                 self.put(path, b"", if_absent=True)
-            with _translated(path, lease=LeaseHeld):
+            with translating(path, lease=LeaseHeld):
                 client.acquire(granted)
         return AzureLease(self._client.get_blob_client(path), path, lease_id, granted)
 
@@ -268,14 +265,10 @@ class AzureLease:
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         try:
-            with _translated(self._path, lease=LeaseLost):
+            with translating(self._path, lease=LeaseLost):
                 yield
         except (BlobNotFound, PreconditionFailed) as exc:
             raise LeaseLost(self._path) from exc
-
-
-def _put(answer: Any) -> Put:
-    return Put(answer["etag"], answer["last_modified"].timestamp())
 
 
 def _transport(timeout: float) -> RequestsTransport:
@@ -284,7 +277,7 @@ def _transport(timeout: float) -> RequestsTransport:
     session.mount("http://", adapter)
     session.mount("https://", adapter)
     return RequestsTransport(
-        session=session, connection_timeout=min(timeout, _CONNECT_TIMEOUT), read_timeout=timeout
+        session=session, connection_timeout=min(timeout, CONNECT_TIMEOUT), read_timeout=timeout
     )
 
 
@@ -311,7 +304,7 @@ class _StillThereError(Exception):
 
 
 @contextlib.contextmanager
-def _translated(path: str, lease: type[LeaseHeld | LeaseLost] = LeaseLost) -> Iterator[None]:
+def translating(path: str, lease: type[LeaseHeld | LeaseLost] = LeaseLost) -> Iterator[None]:
     """Turn the errors of the SDK into those of the protocol.
 
     The SDK's own are not chained: they may quote a URL, and in it a SAS.
@@ -324,7 +317,8 @@ def _translated(path: str, lease: type[LeaseHeld | LeaseLost] = LeaseLost) -> It
     except (ServiceRequestError, ServiceResponseError, IncompleteReadError) as exc:
         translation = TransientError(f"{path}: {type(exc).__name__}: {_scrubbed(exc.message)}")
     except HttpResponseError as exc:
-        translation = _translation(exc, path, lease)
+        refused = isinstance(exc, ClientAuthenticationError)
+        translation = translated(exc.status_code or 0, _code(exc), path, lease, refused=refused)
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
         # What the SDK raises for an answer that isn't the service's: a proxy's page, say.
         translation = TransientError(f"{path}: a strange answer ({type(exc).__name__})")
@@ -337,21 +331,23 @@ def _scrubbed(text: str) -> str:
     return re.sub(r"(?i)\b(sig=)[^&\s'\")]+", r"\1…", str(text))
 
 
-def _translation(  # noqa: PLR0911 - one for each answer
-    exc: HttpResponseError, path: str, lease: type[LeaseHeld | LeaseLost]
+def translated(  # noqa: PLR0911 - one for each answer
+    status: int,
+    code: str,
+    path: str,
+    lease: type[LeaseHeld | LeaseLost] = LeaseLost,
+    *,
+    refused: bool = False,
 ) -> Exception:
-    """Return what an answer means.
+    """Return what an answer means: an HTTP status, or 0 for none, and the service's own code.
 
     https://learn.microsoft.com/rest/api/storageservices/blob-service-error-codes lists the codes.
     """
-    status, code = exc.status_code or 0, _code(exc)
     if (status == 409 and code.startswith("Lease")) or (status == 412 and lease is LeaseHeld):
         return lease(path)
     if code in {"BlobAlreadyExists", "ContainerAlreadyExists"}:
         return PreconditionFailed(path)
-    if (status in {401, 403} and code not in _CONTAINER) or isinstance(
-        exc, ClientAuthenticationError
-    ):
+    if refused or (status in {401, 403} and code not in _CONTAINER):
         return AccessDeniedError(
             f"the store refused access to {path!r} ({code or status}): check the credential, "
             "what it may do, and whether it has expired"

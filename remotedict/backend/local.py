@@ -25,7 +25,6 @@ from remotedict.backend import (
     LeaseLost,
     NotModified,
     PreconditionFailed,
-    Put,
     TransientError,
     pieces,
 )
@@ -122,13 +121,13 @@ class LocalBackend:
 
     def put(
         self, path: str, data: Data, *, if_match: str | None = None, if_absent: bool = False
-    ) -> Put:
+    ) -> str:
         """See `Backend.put`."""
         target = self._file(path)
         with _translated(path):
             temporary, out = _create_temporary(target.parent)
             try:
-                etag, modified = _write(out, data)
+                etag = _write(out, data)
                 if if_match is None and not if_absent:
                     _replace(temporary, target)
                 else:
@@ -137,7 +136,7 @@ class LocalBackend:
                 _unlink(temporary, missing_ok=True)
                 raise
             _sync_folder(target.parent)
-        return Put(etag, modified)
+        return etag
 
     def _swap(self, temporary: Path, target: Path, if_match: str | None) -> None:
         with self._locked(target.parent):
@@ -289,8 +288,8 @@ def _create_temporary(folder: Path) -> tuple[Path, BinaryIO]:
     return file, _in_folder(folder, lambda: os.fdopen(os.open(file, flags, 0o600), "wb"))
 
 
-def _write(out: BinaryIO, data: Data) -> tuple[str, float]:
-    """Write, sync and close a file; return the hash of its bytes and its time."""
+def _write(out: BinaryIO, data: Data) -> str:
+    """Write, sync and close a file; return the hash of its bytes."""
     digest = xxhash.xxh3_128()
     with out:
         for piece in pieces(data):
@@ -298,7 +297,7 @@ def _write(out: BinaryIO, data: Data) -> tuple[str, float]:
             digest.update(piece)
         out.flush()
         os.fsync(out.fileno())
-        return digest.hexdigest(), os.fstat(out.fileno()).st_mtime
+        return digest.hexdigest()
 
 
 def _raise_unless_gone(error: OSError) -> None:

@@ -18,7 +18,6 @@ from remotedict.backend import (
     LeaseLost,
     NotModified,
     PreconditionFailed,
-    Put,
     pieces,
 )
 
@@ -87,7 +86,7 @@ class MemoryBackend:
 
     def put(
         self, path: str, data: Data, *, if_match: str | None = None, if_absent: bool = False
-    ) -> Put:
+    ) -> str:
         """See `Backend.put`."""
         whole = b"".join(pieces(data))
         with self._lock:
@@ -99,7 +98,7 @@ class MemoryBackend:
             self._writes += 1
             new = _Blob(whole, f"m{self._writes}", self._clock())
             self._blobs[path] = new
-        return Put(new.etag, new.time)
+        return new.etag
 
     def delete(self, paths: Iterable[str]) -> None:
         """See `Backend.delete`."""

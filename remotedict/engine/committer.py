@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from remotedict.backend import BackendError, LeaseHeld, PreconditionFailed, TransientError
+from remotedict.backend import BackendError, PreconditionFailed, TransientError
 from remotedict.engine.runtime import log
+from remotedict.engine.turn import FIRST_PAUSE, Turn
 from remotedict.errors import (
+    DictionaryChangedError,
     RemoteDictError,
     SnapshotExpiredError,
     StoreUnavailableError,
@@ -24,8 +25,8 @@ from remotedict.pure.records import Change, Commit, Drop, Index, Range, Set, enc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
 
-    from remotedict.backend import Lease
     from remotedict.engine.index import IndexBlob, Known
     from remotedict.engine.patient import Patient
     from remotedict.engine.runtime import Runtime
@@ -34,11 +35,6 @@ if TYPE_CHECKING:
 
     Decide = Callable[[Draft], Sequence[Change]]
     Transform = Callable[[Index], Index | None]
-
-_PATIENT_LOSSES = 3  # after so many losses in a row a writer queues up
-_STUCK_LOSSES = 5
-_QUEUE_SECONDS = 15.0
-_FIRST_PAUSE = 0.01
 
 
 class UploadExpired(RemoteDictError):  # noqa: N818 - an answer to the caller, who uploads anew
@@ -54,6 +50,8 @@ class Request:
         Given the state that the commit would be made on, returns the changes (none: there is
         nothing to do) or raises a RemoteDictError: a refusal.
     """
+
+    verdict: Future[Commit | None]
 
     def __init__(
         self,
@@ -71,7 +69,6 @@ class Request:
         self.comment = comment
         self.ticket = ticket
         self.deadline = deadline
-        self.verdict: Future[Commit | None] = Future()
 
 
 class Swap:
@@ -81,10 +78,11 @@ class Swap:
     there before it, and land with it.
     """
 
+    verdict: Future[bool]
+
     def __init__(self, transform: Transform, *, alone: bool = False) -> None:
         self.transform = transform
         self.alone = alone
-        self.verdict: Future[bool] = Future()
 
 
 class Committer:
@@ -110,23 +108,47 @@ class Committer:
         self._on_commit = on_commit
         self._lock = threading.RLock()
         self._queue: list[Request | Swap] = []
-        self._drainer: Future[None] | None = None
+        self._working = False
+        self._rivals = False  # whether other writers were met of late
 
     def submit(self, request: Request | Swap) -> None:
-        """Get in line; the request's `verdict` will have the answer."""
+        """Get in line; the request's `verdict` will have the answer, once somebody works."""
+        request.verdict = self._runtime.future()
         with self._lock:
             self._queue.append(request)
-            # An interrupt here leaves a request in the queue, and the next call drains both.
-            if self._drainer is None:
-                drainer = self._runtime.spawn(self._drain)
-                self._drainer = None if drainer.done() else drainer
+
+    def begin(self) -> None:
+        """Let another thread work, unless one does."""
+        if self._take_turn():
+            self._runtime.spawn(self._drain)
+
+    def work(self) -> None:
+        """Make the commits that wait now, in this thread, unless another one works."""
+        if not self._take_turn():
+            return
+        with self._lock:
+            batch = self._next([])
+        try:
+            self._settle_all(batch)
+        finally:
+            with self._lock:
+                self._working = bool(self._queue)
+                left = self._working
+            if left:  # the caller has waited long enough
+                self._runtime.spawn(self._drain)
+
+    def _take_turn(self) -> bool:
+        with self._lock:
+            turn = not self._working
+            self._working = True
+            return turn
 
     def create(self) -> Known:
         """Return what is known, having made an empty dictionary if there is none."""
         deadline = self._runtime.monotonic() + self._backend.timeout
-        pause = _FIRST_PAUSE
+        pause = FIRST_PAUSE
         while True:
-            known = self._index.known or self._index.check().result()
+            known = self._index.known or self._index.now()
             if known.index is not None:
                 return known
             if self._runtime.monotonic() >= deadline:
@@ -140,7 +162,7 @@ class Committer:
                 log.debug("creating the index: %s", exc)
                 self._runtime.sleep(self._runtime.jitter(pause))
                 pause = min(pause * 2, 2.0)
-            self._index.check().result()
+            self._index.now()
 
     def _drain(self) -> None:
         batch: list[Request | Swap] = []
@@ -148,14 +170,17 @@ class Committer:
             with self._lock:
                 batch = self._next([])
                 if not batch:
-                    self._drainer = None
+                    self._working = False
                     return
-            try:
-                self._settle(batch)
-            except BaseException as exc:  # noqa: BLE001 - whoever waits must hear of it
-                for request in batch:
-                    if not request.verdict.done():
-                        request.verdict.set_exception(_own(exc, request))
+            self._settle_all(batch)
+
+    def _settle_all(self, batch: list[Request | Swap]) -> None:
+        try:
+            self._settle(batch)
+        except BaseException as exc:  # noqa: BLE001 - whoever waits must hear of it
+            for request in batch:
+                if not request.verdict.done():
+                    request.verdict.set_exception(_own(exc, request))
 
     def _next(self, batch: list[Request | Swap]) -> list[Request | Swap]:
         """Take from the queue what may go out together with `batch`."""
@@ -170,10 +195,10 @@ class Committer:
 
     def _settle(self, batch: list[Request | Swap]) -> None:
         """Give every request of `batch` its verdict; those that come meanwhile may join."""
-        losses, lease = 0, None
+        turn = Turn(self._backend, self._runtime, self._layout.commit_queue)
         try:
             while batch:
-                known = self.create()
+                known = self.create() if turn.losses else self._newest()
                 round_ = _Round(known, batch, self._now(), self._runtime.uuid)
                 if round_.idle:
                     if known.checked > round_.newest_ticket:
@@ -184,7 +209,7 @@ class Committer:
                     self._index.since(round_.newest_ticket)
                     continue
                 began = self._runtime.monotonic()
-                etag = self._swap(round_)
+                etag = self._swap(round_, turn)
                 if etag is not None and round_.moves:
                     # It has to be read again, as by everybody else.
                     try:
@@ -195,23 +220,32 @@ class Committer:
                 if etag is not None:
                     try:
                         self._index.landed(
-                            known, round_.index, etag, round_.commits, round_.segment
+                            known, round_.index, etag, round_.commits, round_.segment, began
                         )
                     finally:
                         round_.conclude()  # it stands, whatever became of the rest
                     self._on_commit(round_.segment is not None)
                     return
-                losses += 1
-                log.debug(
-                    "commit %d was taken by another writer (loss %d)", known.state.seq + 1, losses
-                )
-                self._expire(batch, losses)
-                lease = self._wait_turn(lease, losses, self._runtime.monotonic() - began)
+                log.debug("commit %d was taken by another writer", known.state.seq + 1)
+                self._rivals = True
+                self._expire(batch, turn.losses)
                 with self._lock:
                     batch += self._next(batch)
         finally:
-            if lease:
-                self._release(lease)
+            turn.end()
+
+    def _newest(self) -> Known:
+        """Return the state to begin with: what is known, or, among other writers, a newer one.
+
+        What was known a moment ago is then likely to be old, and a lost attempt takes longer
+        than a look.
+        """
+        known = self.create()
+        if self._rivals and self._index.age > 2 * self._index.round_trip:
+            newest = self._index.now()
+            self._rivals = newest.state.seq > known.state.seq
+            return newest
+        return known
 
     def _now(self) -> int:
         return int(self._runtime.time() * 1e6)
@@ -229,7 +263,7 @@ class Committer:
 
     # -- the compare-and-swap ---------------------------------------------------------------
 
-    def _swap(self, round_: _Round) -> str | None:
+    def _swap(self, round_: _Round, turn: Turn) -> str | None:
         """Put the new index; return its etag, or None if another writer was quicker.
 
         A reply may be lost, and a request may arrive late. So whatever goes wrong, look: while
@@ -242,12 +276,16 @@ class Committer:
         base, data = round_.known, encode(round_.index)
         deadline = self._runtime.monotonic() + self._backend.timeout
         doubt: TransientError | None = None
-        pause = _FIRST_PAUSE
+        refused: PreconditionFailed | None = None
+        pause = FIRST_PAUSE
         while True:
+            sent = self._runtime.monotonic()
             try:
-                put = self._backend.raw.put(self._layout.index, data, if_match=base.etag)
-            except PreconditionFailed:
-                pass
+                etag = self._backend.raw.put(self._layout.index, data, if_match=base.etag)
+            except PreconditionFailed as exc:
+                refused = exc
+                # First the pause, then the look: so the next attempt begins with what is new.
+                turn.lost(self._runtime.monotonic() - sent)
             except TransientError as exc:
                 doubt = exc
                 log.debug("a commit got no answer: %s", exc)
@@ -256,8 +294,8 @@ class Committer:
                 _raise_if_in_doubt(round_, doubt, exc)
                 raise
             else:
-                return put.etag
-            now = self._look(round_, doubt)
+                return etag
+            now = self._look(round_, doubt, refused)
             if now.etag != base.etag:
                 return self._verdict(round_, now, doubt)
             if self._runtime.monotonic() >= deadline:
@@ -267,11 +305,16 @@ class Committer:
             self._runtime.sleep(self._runtime.jitter(pause))
             pause = min(pause * 2, 2.0)
 
-    def _look(self, round_: _Round, doubt: TransientError | None) -> Known:
+    def _look(
+        self, round_: _Round, doubt: TransientError | None, refused: PreconditionFailed | None
+    ) -> Known:
         try:
             return self._index.since(self._index.ticket())
         except RemoteDictError as exc:
-            _raise_if_in_doubt(round_, doubt, exc)
+            # A request may be delivered twice, and the 412 be the answer to the second time.
+            # (That the dictionary has changed says enough.)
+            unclear = None if isinstance(exc, DictionaryChangedError) else refused
+            _raise_if_in_doubt(round_, doubt or unclear, exc)
             raise
 
     @staticmethod
@@ -285,42 +328,6 @@ class Committer:
         if there is None and doubt:
             raise _InDoubtError(round_.ids, "too many commits were made since to look it up")
         return None
-
-    # -- contention -------------------------------------------------------------------------
-
-    def _wait_turn(self, lease: Lease | None, losses: int, took: float) -> Lease | None:
-        """Pause after a loss; after several, line up for the writers' queue.
-
-        The queue is advisory: the index blob itself is never leased, so a dead waiter stops
-        nobody. Full jitter: https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/
-        """
-        if lease:
-            return lease
-        if losses >= _PATIENT_LOSSES:
-            try:
-                return self._backend.raw.lease(
-                    self._layout.commit_queue,
-                    _QUEUE_SECONDS,
-                    lease_id=self._runtime.lease_id(),
-                )
-            except LeaseHeld:
-                pass
-            except (BackendError, RemoteDictError) as exc:
-                log.debug("no place in the writers' queue: %s", exc)
-        # Who is kept out of the queue for long doesn't starve behind it: it may belong to one
-        # that is dead, and then everybody tries as those in the queue do.
-        factor = 2**losses if losses < _STUCK_LOSSES else 1
-        self._runtime.sleep(self._runtime.jitter(max(took, _FIRST_PAUSE) * factor))
-        return None
-
-    def _release(self, lease: Lease) -> None:
-        def release() -> None:
-            try:
-                lease.release()
-            except Exception as exc:  # noqa: BLE001 - it ends by itself in a moment
-                log.debug("the writers' queue wasn't released: %s", exc)
-
-        self._runtime.spawn(release)
 
 
 class _Round:
@@ -446,7 +453,7 @@ class _InDoubtError(Exception):
         self.ids = ids
 
 
-def _raise_if_in_doubt(round_: _Round, doubt: TransientError | None, exc: Exception | None) -> None:
+def _raise_if_in_doubt(round_: _Round, doubt: BackendError | None, exc: Exception | None) -> None:
     """Whatever ends a round, it may have been applied if a put of it has had no answer."""
     if doubt and round_.commits:
         raise _InDoubtError(round_.ids, str(doubt)) from exc

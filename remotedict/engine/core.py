@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
@@ -12,17 +13,20 @@ from remotedict.engine.index import IndexBlob, Known
 from remotedict.engine.patient import Patient
 from remotedict.engine.reader import Reader
 from remotedict.engine.upkeep import Upkeep
-from remotedict.engine.values import Values
+from remotedict.engine.values import PACK_BYTES, Values
 from remotedict.errors import (
     ClosedError,
+    CorruptBlobError,
     KeyNotFoundError,
     MissingValueError,
     SnapshotExpiredError,
+    StoreUnavailableError,
 )
 from remotedict.pure import codec
+from remotedict.pure.state import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
     from remotedict.backend import Backend
@@ -33,11 +37,11 @@ if TYPE_CHECKING:
     from remotedict.pure.entry import Entry
     from remotedict.pure.naming import Layout
     from remotedict.pure.records import Commit, Set
-    from remotedict.pure.state import State
 
 _T = TypeVar("_T")
 _ATTEMPTS = 10
 _WINDOW_ITEMS = 256
+_UPLOAD_ITEMS = 10_000
 _WINDOW_BYTES = 64 * 1024 * 1024
 
 
@@ -115,7 +119,7 @@ class Engine:
     def now(self, timeout: float | None = None) -> Known:
         """Return the state now; raise TimeoutError if that takes longer than `timeout`."""
         self.check_open()
-        return self.runtime.call(lambda: self.index.check().result(), timeout=timeout)
+        return self.runtime.call(self.index.now, timeout=timeout)
 
     def known(self) -> Known:
         """Return the state now, or as of at most `max_staleness` ago."""
@@ -146,30 +150,47 @@ class Engine:
         return codec.load(unpacked, key), entry
 
     def _find(self, key: str, known: Known | None) -> tuple[Unpacked, Entry]:
-        """Return a value, unpacked, and its entry.
-
-        The check of the index and the fetch of the location known so far go out together; if the
-        check brings news of the key, its new location is fetched.
-        """
-        guess = ahead = None
+        """Return a value, unpacked, and its entry."""
+        ahead: Mapping[bytes, Unpacked] = {}
         if known is None:
-            check = self.index.check()
-            before = self.index.known
-            guess = before.state.get(key) if before else None
-            if before and guess and self.values.at_hand(guess) is None:
-                ahead = self.runtime.spawn(partial(self._read, key, guess, before))
-            known = check.result()
+            known, ahead = self._now_with([key], self._read_one)
         for _ in range(_ATTEMPTS):
             entry = entries(known.state, [key])[0][1]
             try:
-                if ahead and guess and _same_bytes(guess, entry):
-                    return ahead.result(), entry
-                return self._read(key, entry, known), entry
+                return ahead.get(entry.generation) or self._read(key, entry, known), entry
             except BlobNotFound as exc:
                 # Another writer has replaced it, and its bytes have gone since.
-                ahead = None
                 known = self._newer(key, entry, exc)
         raise self._missing(key, entry)
+
+    def _now_with(
+        self, keys: Sequence[str], fetch: Callable[[list[tuple[str, Entry]], Known], dict[str, _T]]
+    ) -> tuple[Known, Mapping[bytes, _T]]:
+        """Return the state now, and what was fetched meanwhile, by generation.
+
+        The check of the index and the fetch of the locations known so far go out together. What
+        the check brings news of is yet to be fetched.
+        """
+        before = self.index.known
+        guesses = [
+            (key, entry)
+            for key in keys
+            if before and (entry := before.state.get(key)) and self.values.at_hand(entry) is None
+        ]
+        if not before or not guesses:
+            return self.index.now(), {}
+        ahead = self.runtime.spawn(partial(fetch, guesses, before))
+        known = self.index.now()
+        current = (known.state.get(key) for key, _ in guesses)
+        if not {entry.generation for entry in current if entry} & {
+            e.generation for _, e in guesses
+        }:
+            return known, {}  # none of it is wanted any more
+        try:
+            raw = ahead.result()
+        except (BlobNotFound, CorruptBlobError):  # of one that isn't current, or it comes again
+            return known, {}
+        return known, {entry.generation: raw[key] for key, entry in guesses}
 
     def read_many(
         self,
@@ -189,7 +210,10 @@ class Engine:
         SnapshotExpiredError
             A value of `known` is no longer kept.
         """
-        now = known or self.known()
+        now = known or self.index.recent(self.tuning.max_staleness)
+        if now is None:
+            self.check_open()
+            now, at_hand = self.runtime.call(lambda: self._now_with(keys, self._fetch_all))
         for _ in range(_ATTEMPTS):
             items = entries(now.state, keys)
             try:
@@ -266,6 +290,12 @@ class Engine:
             key, entry = self._whose(items, str(exc))
             raise _Gone(key, self._newer(key, entry, exc)) from exc
 
+    def _fetch_all(self, items: list[tuple[str, Entry]], _: Known) -> dict[str, Stored]:
+        return self.values.fetch_many(items, lambda _: None)
+
+    def _read_one(self, items: list[tuple[str, Entry]], known: Known) -> dict[str, Unpacked]:
+        return {key: self._read(key, entry, known) for key, entry in items}
+
     def _read(self, key: str, entry: Entry, known: Known) -> Unpacked:
         assert known.index is not None  # noqa: S101 - it has an entry
         return self.values.read(key, entry, known.index.dictionary)
@@ -321,6 +351,7 @@ class Engine:
         def made() -> Commit | None:
             with self.runtime.still_wanted():
                 self.committer.submit(request)
+            self.committer.work()
             return request.verdict.result()
 
         return self.runtime.call(made)
@@ -361,6 +392,53 @@ class Engine:
                 # The refusal came from a newer state, unless it was ours to learn of it.
                 self.now()
 
+    def encoded(
+        self, pairs: Iterable[tuple[str, Any]]
+    ) -> Iterator[list[tuple[str, bytes, Encoded]]]:
+        """Do the same for many, and yield them in windows of bounded size."""
+        index = self.created().index
+        assert index is not None  # noqa: S101 - it was created
+        window: list[tuple[str, bytes, Encoded]] = []
+        size = 0
+        for key, value in pairs:
+            window.append((key, *self.values.encode(key, value, index.dictionary)))
+            size += window[-1][2].length
+            if size >= PACK_BYTES or len(window) == _UPLOAD_ITEMS:
+                yield window
+                window, size = [], 0
+        if window:
+            yield window
+
+    def write_windows(
+        self,
+        windows: Iterable[list[tuple[str, bytes, Encoded]]],
+        commit: Callable[[list[Set]], _T],
+        progress: Progress,
+    ) -> _T:
+        """Upload each window while the next one is encoded, then `commit` all of them."""
+        seq = self.created().state.seq
+        sets: dict[str, Set] = {}
+        uploads: deque[Future[list[Set]]] = deque()
+
+        def settle() -> None:
+            sets.update({one.key: one for one in self.runtime.call(uploads.popleft().result)})
+
+        for window in windows:
+            place = partial(self.values.place, window, seq, progress, inline=False)
+            uploads.append(self.runtime.call(partial(self.runtime.spawn, place)))
+            if len(uploads) > 1:
+                settle()
+        while uploads:
+            settle()
+        try:
+            return commit(list(sets.values()))
+        except UploadExpired as exc:
+            msg = (
+                "the update took so long that what was uploaded first may have been removed "
+                "as garbage; nothing was set. Update in several parts"
+            )
+            raise StoreUnavailableError(msg) from exc
+
     def swap(self, transform: Transform, *, alone: bool = False) -> bool:
         """Change the index otherwise than by a commit; tell whether there was anything to do."""
         self.created()
@@ -369,6 +447,7 @@ class Engine:
         def made() -> bool:
             with self.runtime.still_wanted():
                 self.committer.submit(swap)
+            self.committer.work()
             return swap.verdict.result()
 
         return self.runtime.call(made)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from remotedict.backend import NOT_MODIFIED, BlobNotFound
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from remotedict.pure.plan import NewSegment
 
 _ATTEMPTS = 10
+_CHECKS = 8  # under way at once, of one process
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,50 +69,89 @@ class IndexBlob:
         # Re-entrant: without threads (at the end of the interpreter) a check runs where it is begun.
         self._lock = threading.RLock()
         self._begun = 0
+        self._under_way = 0
         self._waiting: Future[Known] | None = None
         self.known: Known | None = None
         self.checked_at = -float("inf")
+        self.round_trip = 0.0  # seconds that the last check took
+
+    @property
+    def age(self) -> float:
+        """For how many seconds what is known may have been out of date."""
+        return self._runtime.monotonic() - self.checked_at
 
     def ticket(self) -> int:
         """Return a number that only the checks begun after this call exceed."""
         with self._lock:
             return self._begun
 
-    def check(self) -> Future[Known]:
-        """Ask whether what is known is current; the answer is the newest state.
+    def now(self) -> Known:
+        """Ask whether what is known is current, and return the newest state.
 
-        Callers that ask before the request is sent share it; a later one gets its own, since an
-        answer only tells what was current after the request was sent.
+        An answer only tells what was current after the request was sent: so a caller can share
+        only a request that is yet to be sent. Nobody waits for one to share, unless many are
+        under way.
         """
-        with self._lock:
-            if self._waiting:
-                return self._waiting
-            check = self._runtime.spawn(self._check)
-            if not check.done():
-                self._waiting = check
-            return check
+        joined = self._join()
+        return joined.result() if joined else self._own()
+
+    def check(self) -> Future[Known]:
+        """Do the same in another thread."""
+        return self._join() or self._runtime.spawn(self._own)
 
     def since(self, ticket: int) -> Known:
         """Return a state that was current at some time after `ticket` was drawn."""
         known = self.known
         if known and known.checked > ticket:
             return known
-        return self.check().result()
+        return self.now()
 
     def recent(self, max_staleness: float) -> Known | None:
         """Return what is known if it was current at most `max_staleness` seconds ago."""
-        if self.known and self._runtime.monotonic() - self.checked_at < max_staleness:
+        if self.known and self.age < max_staleness:
             return self.known
         return None
 
+    def _join(self) -> Future[Known] | None:
+        """Return the check to wait for; None if the caller is to make one of its own."""
+        with self._lock:
+            if self._under_way < _CHECKS:
+                self._under_way += 1
+                return None
+            if self._waiting is None:
+                self._waiting = self._runtime.future()
+            return self._waiting
+
+    def _own(self) -> Known:
+        try:
+            return self._check()
+        finally:
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Let the check begin that waits for one to end."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, None
+            self._under_way -= waiting is None
+        if waiting:
+            self._runtime.spawn(partial(self._shared, waiting))
+
+    def _shared(self, waiting: Future[Known]) -> None:
+        try:
+            waiting.set_result(self._check())
+        except BaseException as exc:  # noqa: BLE001 - all who share it must hear of it
+            waiting.set_exception(exc)
+        finally:
+            self._hand_on()
+
     def _check(self) -> Known:
-        with self._lock:  # from here on it is too late to join
-            self._waiting = None
+        with self._lock:
             self._begun += 1
             number, base = self._begun, self.known
         begun_at = self._runtime.monotonic()
         known = self._ask(base, number)
         self.checked_at = max(self.checked_at, begun_at)
+        self.round_trip = self._runtime.monotonic() - begun_at
         return known
 
     def _ask(self, base: Known | None, number: int) -> Known:
@@ -206,10 +247,17 @@ class IndexBlob:
                 self.known = replace(known, etag=etag)
 
     def landed(
-        self, base: Known, index: Index, etag: str, new: list[Commit], segment: NewSegment | None
+        self,
+        base: Known,
+        index: Index,
+        etag: str,
+        new: list[Commit],
+        segment: NewSegment | None,
+        began: float,
     ) -> None:
-        """Publish a compare-and-swap on `base` that this process has made itself."""
+        """Publish a compare-and-swap on `base` that this process has made itself, begun then."""
         with self._lock:
+            self.checked_at = max(self.checked_at, began)
             if self.known is not base and self.known and self.known.etag != base.etag:
                 return  # a check was quicker
             state, settled = base.state, base.settled

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
-from tenacity.wait import wait_random_exponential
 
 from remotedict.backend import TransientError
 from remotedict.engine.runtime import log
@@ -14,10 +13,11 @@ from remotedict.errors import ClosedError, StoreUnavailableError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from remotedict.backend import Backend, BlobInfo, Data, Got, Lease, NotModified, Put
+    from remotedict.backend import Backend, BlobInfo, Data, Got, Lease, NotModified
     from remotedict.engine.runtime import Runtime
 
 _T = TypeVar("_T")
+_FIRST_PAUSE = 0.05
 
 
 class Patient:
@@ -55,7 +55,7 @@ class Patient:
         """See `Backend.get`."""
         return self._patiently(lambda: self.raw.get(path, range=range, if_none_match=if_none_match))
 
-    def put(self, path: str, data: Data) -> Put:
+    def put(self, path: str, data: Data) -> str:
         """See `Backend.put`; `path` is a fresh name, so doing it twice changes nothing."""
         return self._patiently(lambda: self.raw.put(path, data))
 
@@ -82,6 +82,9 @@ class Patient:
             del state
             return self._closed or clock() >= deadline
 
+        def pause(state: RetryCallState) -> float:
+            return self._runtime.jitter(min(_FIRST_PAUSE * 2 ** (state.attempt_number - 1), 2.0))
+
         def say(state: RetryCallState) -> None:
             log.debug("attempt %d failed: %s", state.attempt_number, _failure(state))
 
@@ -95,7 +98,7 @@ class Patient:
 
         attempts = Retrying(
             retry=retry_if_exception_type(TransientError),
-            wait=wait_random_exponential(0.05, max=2),
+            wait=pause,
             stop=too_late,
             before_sleep=say,
             sleep=self._runtime.sleep,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -24,7 +26,7 @@ from remotedict.pure.records import (
 from remotedict.pure.state import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from remotedict.backend import Buffer
     from remotedict.engine.patient import Patient
@@ -141,15 +143,21 @@ class Reader:
         if record.dictionary != index.dictionary:
             raise CorruptBlobError(path, "it belongs to another dictionary")
 
-    def raw(self, blob: str, size: int) -> tuple[str, bytes]:
+    def raw(self, blob: str, size: int) -> tuple[str, Buffer]:
         """Return a blob's path, and its bytes."""
         path = self._layout.path(blob)
         return path, read_range(self._backend, self._runtime, path, 0, size)
 
 
-def read_range(backend: Patient, runtime: Runtime, path: str, offset: int, length: int) -> bytes:
-    """Return a range of a blob; see `read_pieces`."""
-    return bytes(read_pieces(backend, runtime, path, offset, length))
+def take_all(pieces: Iterator[Buffer]) -> None:
+    """Take what arrives, and do nothing with it."""
+    deque(pieces, maxlen=0)
+
+
+def read_range(backend: Patient, runtime: Runtime, path: str, offset: int, length: int) -> Buffer:
+    """Return a range of a blob in one; see `read_pieces`."""
+    data = read_pieces(backend, runtime, path, offset, length)
+    return bytes(data) if isinstance(data, Pieces) else data
 
 
 def read_pieces(
@@ -158,7 +166,7 @@ def read_pieces(
     path: str,
     offset: int,
     length: int,
-    each: Callable[[Buffer], object] = id,
+    use: Callable[[Iterator[Buffer]], object] = take_all,
 ) -> Buffer | Pieces:
     """Return a range of a blob; a large one travels in parallel pieces.
 
@@ -168,8 +176,8 @@ def read_pieces(
         What to ask, and what runs it.
     path, offset, length
         What to read.
-    each : callable, optional
-        Is given the pieces, one after the other, as they arrive.
+    use : callable, optional
+        Is given the pieces as they arrive, and takes them all.
 
     Raises
     ------
@@ -188,11 +196,16 @@ def read_pieces(
         assert got is not NOT_MODIFIED  # noqa: S101 - for the type checker
         return got.data
 
-    parts = []
-    # As many at once as there are threads: what is read ahead further only takes memory.
-    for part in map(one, spans) if len(spans) == 1 else runtime.map(one, spans, window=IO_THREADS):
-        each(part)
-        parts.append(part)
+    parts: list[Buffer] = []
+
+    def arriving() -> Iterator[Buffer]:
+        # As many at once as there are threads: what is read further ahead only takes memory.
+        several = partial(runtime.map, window=IO_THREADS)
+        for part in (several if len(spans) > 1 else map)(one, spans):
+            parts.append(part)
+            yield part
+
+    use(arriving())
     data = parts[0] if len(parts) == 1 else Pieces(parts)
     if len(data) != length:
         raise CorruptBlobError(path, f"it ends {length - len(data)} bytes too early")

@@ -30,7 +30,7 @@ from remotedict.pure.records import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from remotedict.backend import BlobInfo
+    from remotedict.backend import BlobInfo, Buffer
     from remotedict.engine.core import Engine
     from remotedict.engine.index import Known
     from remotedict.engine.values import Progress
@@ -192,7 +192,7 @@ class Rewrite:
     def _packed(self, ranges: Sequence[Range], index: Index) -> Places:
         """Copy values into new packs; return where each of them is now."""
         places: dict[tuple[str, int], Range] = {}
-        pieces: list[bytes] = []
+        pieces: list[Buffer] = []
         blob, at = self._fresh("p", index), 0
         for place in ranges:
             path = self._layout.path(place.blob)

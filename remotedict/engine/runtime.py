@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import socket
 import sys
 import threading
 import time
@@ -26,6 +27,8 @@ log.addHandler(logging.NullHandler())
 IO_THREADS = 16
 _WINDOW = 4 * IO_THREADS
 _WORKERS = min(os.cpu_count() or 1, 4) + 2
+_IDLE_THREADS = 4
+_IDS = 256
 # On Windows nothing interrupts a wait without end.
 _POLL = 0.5 if os.name == "nt" else None
 
@@ -53,11 +56,14 @@ class Runtime:
 
     def renew_threads(self) -> None:
         """Begin with no threads: a forked child doesn't have those of its parent."""
+        self._ids: list[bytes] = []  # nor may it draw the same
         self._leaf = ThreadPoolExecutor(IO_THREADS, "remotedict-io")
         self._control = ThreadPoolExecutor(10_000, "remotedict")
         self._jobs: SimpleQueue[_Job] = SimpleQueue()
         self._here = threading.local()
-        self._dispatcher: threading.Thread | None = None
+        self._serving = False
+        self._idle = 1  # threads that wait for jobs, the first of which is yet to be started
+        self._idle_lock = threading.Lock()
 
     def monotonic(self) -> float:
         """Return seconds of a clock that never goes back."""
@@ -85,11 +91,28 @@ class Runtime:
 
     def uuid(self) -> bytes:
         """Return 16 bytes that nobody else has."""
-        return uuid.uuid4().bytes
+        try:
+            return self._ids.pop()
+        except IndexError:
+            drawn = os.urandom(16 * _IDS)  # one system call for many
+            self._ids += (drawn[at : at + 16] for at in range(16, len(drawn), 16))
+            return drawn[:16]
+
+    def process(self) -> tuple[str, int]:
+        """Return the name of this machine and the number of this process, for people."""
+        return socket.gethostname(), os.getpid()
 
     def lease_id(self) -> str:
         """Return a fresh id for a lease, in the form that Azure wants."""
         return str(uuid.UUID(bytes=self.uuid()))
+
+    def future(self) -> Future[Any]:
+        """Return what one thread gives its result to, and others wait for."""
+        return Future()
+
+    def mutex(self) -> threading.RLock:
+        """Return what excludes the user's threads from each other; re-entrant."""
+        return threading.RLock()
 
     def spawn(self, fn: Callable[[], _T]) -> Future[_T]:
         """Begin `fn` in a thread of its own."""
@@ -134,13 +157,10 @@ class Runtime:
             return
 
     def start(self) -> None:
-        """See that there is a dispatcher."""
-        if self._dispatcher is None:
-            dispatcher = threading.Thread(
-                target=self._dispatch, name="remotedict-dispatcher", daemon=True
-            )
-            dispatcher.start()
-            self._dispatcher = dispatcher
+        """See that somebody waits for the jobs of the main thread."""
+        if not self._serving:
+            self.thread(self._serve, "jobs")
+            self._serving = True
 
     def background(self, fn: Callable[[], Any]) -> Future[Any] | None:
         """Begin what may as well be left undone; None when no threads are to be had any more."""
@@ -150,7 +170,7 @@ class Runtime:
             return None
 
     def post(self, fn: Callable[[], Any]) -> None:
-        """Do something some time later, once there is a dispatcher; nobody waits for it."""
+        """Do something some time later, once there is a thread for it; nobody waits for it."""
         self._jobs.put(_Job(fn, None, self._here))
 
     def still_wanted(self) -> AbstractContextManager[None]:
@@ -162,15 +182,27 @@ class Runtime:
         job: _Job | None = getattr(self._here, "job", None)
         return job.still_wanted() if job else nullcontext()
 
-    def _dispatch(self) -> None:
-        """Hand the main thread's jobs to the pool, which it must not touch itself."""
-        jobs, control = self._jobs, self._control
+    def _serve(self) -> None:
+        """Do the main thread's jobs. While one is done another thread waits for the next."""
         while True:
-            job = jobs.get()
-            try:
-                _submit(control, job.run)
-            except BaseException as exc:  # noqa: BLE001 - out of memory, say: it must go on
-                job.fail(exc)
+            job = self._jobs.get()
+            with self._idle_lock:
+                self._idle -= 1
+                alone = not self._idle
+            if alone:
+                try:
+                    self.thread(self._serve, "jobs")
+                except BaseException:  # no more threads: then the next job waits for this one
+                    log.debug("no thread for the next job", exc_info=True)
+                else:
+                    with self._idle_lock:
+                        self._idle += 1
+            job.run()
+            del job
+            with self._idle_lock:
+                if self._idle >= _IDLE_THREADS:
+                    return
+                self._idle += 1
 
     def map(
         self, fn: Callable[[Any], _T], items: Iterable[Any], /, *, window: int = _WINDOW
@@ -255,9 +287,6 @@ class _Job:
             outcome = (False, exc)
         self._here.job = None
         self._conclude(outcome)
-
-    def fail(self, exc: BaseException) -> None:
-        self._conclude((False, exc))
 
     def _conclude(self, outcome: tuple[bool, Any]) -> None:
         with self._lock:

@@ -121,8 +121,9 @@ class Upkeep:
         )
         blob = encode(record, data)
         checkpoint = CheckpointRef(self._name("c", index), state.seq, len(blob))
-        now = self._backend.put(self._layout.path(checkpoint.blob), blob).time
-        ages = _Ages(self._backend, self._layout.path("s:"), now)
+        path = self._layout.path(checkpoint.blob)
+        self._backend.put(path, blob)
+        ages = _Ages(self._backend, self._layout.path("s:"), path)
         covered = index.segments
         log = self._log(index, [*self._commits.log(index), *covered], ages)
 
@@ -175,6 +176,7 @@ class Upkeep:
                 deadline=now + self._backend.timeout,
             )
         )
+        self._committer.begin()
 
     def _name(self, kind: str, index: Index) -> str:
         return f"{kind}:{naming.unique(index.seq, self._runtime.uuid())}"
@@ -182,20 +184,22 @@ class Upkeep:
     def _swap(self, transform: object) -> bool:
         swap = Swap(transform)  # type: ignore[arg-type]
         self._committer.submit(swap)
+        self._committer.work()
         return swap.verdict.result()
 
 
 class _Ages:
-    """Which commits are how old, by the store's own times.
+    """Which commits are how old, by the store's own times: now is when it took blob `newest`.
 
     A name carries a commit that its writer knew: whatever that commit replaced, it was replaced
     before the blob was written.
     """
 
-    def __init__(self, backend: Patient, prefix: str, now: float) -> None:
-        self._now = now
+    def __init__(self, backend: Patient, prefix: str, newest: str) -> None:
+        self._now = 0.0
         self._seen: list[tuple[float, int]] = []
         try:
+            self._now = max(blob.time for blob in backend.list(newest))
             self._seen += ((blob.time, naming.born(blob.name)) for blob in backend.list(prefix))
         except AccessDeniedError as exc:  # then all is kept, until somebody else comes who may
             log.info("old versions aren't dropped: %s", exc)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from functools import partial
 from itertools import chain
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from remotedict.backend import PIECE_BYTES
-from remotedict.engine.reader import read_pieces
+from remotedict.engine.reader import read_pieces, take_all
 from remotedict.pure import codec, naming
 from remotedict.pure.records import Range, Set
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from concurrent.futures import Future
 
     from remotedict.backend import Buffer
     from remotedict.engine.patient import Patient
@@ -30,7 +27,7 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int], None]
 
-INLINE_TOTAL_BYTES = 64 * 1024
+INLINE_TOTAL_BYTES = 256 * 1024
 """A commit carries no more than this inline: it may have to be sent several times."""
 
 PACKED_BYTES = 256 * 1024
@@ -113,7 +110,12 @@ class Values:
         return generation, encoded
 
     def place(
-        self, values: Sequence[tuple[str, bytes, Encoded]], seq: int, progress: Progress
+        self,
+        values: Sequence[tuple[str, bytes, Encoded]],
+        seq: int,
+        progress: Progress,
+        *,
+        inline: bool = True,
     ) -> list[Set]:
         """Upload what doesn't go inline; return the changes that will name everything.
 
@@ -125,16 +127,18 @@ class Values:
             The newest commit that is known now.
         progress : callable
             Is told how many values are done.
+        inline : bool
+            Whether any may go inline: not if there are more than these.
         """
         lengths = [encoded.length for _, _, encoded in values]
-        inline = [i for i, length in enumerate(lengths) if 0 <= length <= self._inline_bytes]
-        if sum(lengths[i] for i in inline) > INLINE_TOTAL_BYTES:
-            inline = []
+        tiny = [i for i, length in enumerate(lengths) if 0 <= length <= self._inline_bytes]
+        if not inline or sum(lengths[i] for i in tiny) > INLINE_TOTAL_BYTES:
+            tiny = []
         changes: dict[int, Set] = {}
-        for i in inline:
+        for i in tiny:
             key, generation, encoded = values[i]
             changes[i] = Set(key, 0, generation, seq, encoded.join(), encoded.facts, None)
-        progress(len(inline))
+        progress(len(tiny))
         small = [
             i
             for i, length in enumerate(lengths)
@@ -205,8 +209,10 @@ class Values:
             return entry.place
         return self.cache.get(entry.generation)
 
-    def fetch(self, key: str, entry: Entry, each: Callable[[Buffer], object] = id) -> Stored:
-        """Return the value's bytes; `each` is given those that arrive.
+    def fetch(
+        self, key: str, entry: Entry, use: Callable[[Iterator[Buffer]], object] = take_all
+    ) -> Stored:
+        """Return the value's bytes; `use` is given them as they arrive, if they do, and takes all.
 
         Raises
         ------
@@ -222,30 +228,21 @@ class Values:
                 self._layout.path(where.blob),
                 where.offset,
                 where.length,
-                each,
+                use,
             )
             self.cache.add(entry.generation, data)
         return data
 
     def read(self, key: str, entry: Entry, dictionary: bytes) -> Unpacked:
         """Return a value, unpacked; a large one is unpacked while it arrives. See `fetch`."""
-        arriving: SimpleQueue[Buffer | None] = SimpleQueue()
-        ahead: list[Future[Unpacked]] = []
+        unpacked = None
 
-        def each(piece: Buffer) -> None:
-            arriving.put(piece)
-            if not ahead and entry.stored > PIECE_BYTES:
-                pieces: Iterator[Buffer] = iter(arriving.get, None)
-                work = partial(self._unpack, key, entry, pieces, entry.stored, dictionary)
-                ahead.append(self._runtime.spawn(work))
+        def use(pieces: Iterator[Buffer]) -> None:
+            nonlocal unpacked
+            unpacked = self._unpack(key, entry, pieces, entry.stored, dictionary)
 
-        try:
-            data = self.fetch(key, entry, each)
-        finally:
-            arriving.put(None)
-        if ahead:
-            return ahead[0].result()
-        return self._unpack(key, entry, data, len(data), dictionary)
+        data = self.fetch(key, entry, use)
+        return unpacked or self._unpack(key, entry, data, len(data), dictionary)
 
     def _unpack(
         self,
@@ -293,7 +290,8 @@ class Values:
                 self._backend, self._runtime, self._layout.path(last.blob), first.offset, length
             )
             return [
-                (key, entry, data[at : at + where.length])
+                # A part keeps no more than itself in memory.
+                (key, entry, data if len(span) == 1 else bytes(data[at : at + where.length]))
                 for where, key, entry in span
                 for at in [where.offset - first.offset]
             ]

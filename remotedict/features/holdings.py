@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from remotedict.backend import BackendError, LeaseLost
-from remotedict.engine.runtime import log
+from remotedict.engine.runtime import Signal, log
 from remotedict.errors import ClosedError, LockNotHeldError, RemoteDictError
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ class Holdings:
 
     def _renew_guard(self) -> None:
         self._guard = threading.Lock()
-        self._wake = threading.Condition(self._guard)
-        self._renewer: threading.Thread | None = None
+        self._news = Signal()
+        self._renewing = False
 
     def orphan(self) -> None:
         """Hold nothing: this is a forked child, and the locks are its parent's."""
@@ -81,7 +81,7 @@ class Holdings:
         """Renew nothing any more; return what is still held."""
         with self._guard:
             self._closed = True
-            self._wake.notify_all()
+            self.wake()
         return self.settled(list(self._held))
 
     def get(self, key: str) -> Held | None:
@@ -105,12 +105,9 @@ class Holdings:
                 raise ClosedError(msg)
             if any(not h.renewing for k in leases if (h := self._held.get(k))):
                 raise LeaseLost
-            if self._renewer is None:
-                renewer = threading.Thread(
-                    target=self._renew, name="remotedict-renewer", daemon=True
-                )
-                renewer.start()
-                self._renewer = renewer
+            if not self._renewing:
+                self._runtime.thread(self._renew, "renewer")
+                self._renewing = True
             announced = {}
             for key, lease in leases.items():
                 held, was_there = self._held.get(key), key in self._held
@@ -118,7 +115,7 @@ class Holdings:
                     held = self._held[key] = Held(lease, until, now, {epoch}, pending=True)
                 held.epochs.add(epoch)
                 announced[key] = (held, was_there)
-            self._wake.notify_all()
+            self.wake()
         return announced
 
     def retract(self, announced: Announced, epoch: bytes, *, in_doubt: bool) -> None:
@@ -145,7 +142,7 @@ class Holdings:
                     held.pending = False
                     if self._closed and self._held.get(key) is held:
                         del self._held[key]
-            self._wake.notify_all()
+            self.wake()
             if self._closed:
                 msg = "the handle was closed while it locked"
                 raise ClosedError(msg)
@@ -171,17 +168,24 @@ class Holdings:
         with self._guard:
             if held := self._held.get(key):
                 held.until = until
-                self._wake.notify_all()
+                self.wake()
+
+    def wake(self) -> None:
+        """Let the renewer look again: something has changed."""
+        self._news.give()
 
     def _renew(self) -> None:
         clock = self._runtime.monotonic
         while True:
             with self._guard:
                 if self._closed or not self._held:
-                    self._renewer = None
+                    self._renewing = False
                     return
                 due = [held.due() for held in self._held.values() if held.renewing]
-                self._wake.wait(max(min(due, default=clock() + _IDLE_SECONDS) - clock(), 0.01))
+                news = self._news = Signal()
+            pause = min(due, default=clock() + _IDLE_SECONDS) - clock()
+            self._runtime.wait(news, max(pause, 0.01))
+            with self._guard:
                 now = clock()
                 ripe = [h for h in self._held.values() if h.renewing and h.due() <= now]
                 for held in ripe:

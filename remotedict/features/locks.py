@@ -10,9 +10,6 @@ old (a fencing token: https://martin.kleppmann.com/2016/02/08/how-to-do-distribu
 
 from __future__ import annotations
 
-import os
-import socket
-import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,6 +27,7 @@ from remotedict.features.holdings import Held, Holdings, later
 from remotedict.pure.records import Change, Drop, Holder, Lock, LockEntry, Unlock
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterable, Sequence
 
     from remotedict.backend import Lease
@@ -299,7 +297,7 @@ class Locks:
     ) -> None:
         runtime = self._engine.runtime
         end = None if duration is None else int((runtime.time() + duration) * 1e6)
-        holder = Holder(socket.gethostname(), os.getpid(), self._engine.tuning.author, end)
+        holder = Holder(*runtime.process(), self._engine.tuning.author, end)
         epoch = runtime.uuid()
         until = None if duration is None else runtime.monotonic() + duration
         extended = {key for key in read if self._held.get(key)}
@@ -410,7 +408,7 @@ class Locks:
 
     def mutex(self, key: str) -> threading.RLock:
         """Return what excludes the threads of this handle from each other's critical sections."""
-        return self._mutexes.setdefault(key, threading.RLock())
+        return self._mutexes.setdefault(key, self._engine.runtime.mutex())
 
     def orphan(self) -> None:
         """Hold nothing: this is a forked child, and the locks are its parent's."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import weakref
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Self
 
 from remotedict.engine.index import Known
@@ -72,7 +71,7 @@ class Mirror(Readable):
         self._poll = poll
         self._show_progress = show_progress
         self._signal = Signal()
-        self._waiting: list[SimpleQueue[None]] = []
+        self._waiting: list[Signal] = []
         self._lock = threading.Lock()
         self._runtime = engine().runtime
         self.error: Exception | None = None
@@ -123,10 +122,10 @@ class Mirror(Readable):
             version = check_version(version)
         timeout = check_timeout(timeout)
         deadline = None if timeout is None else self._runtime.monotonic() + timeout
-        woken: SimpleQueue[None] = SimpleQueue()
-        self._waiting.append(woken)
-        try:
-            while True:
+        while True:
+            news = Signal()
+            self._waiting.append(news)
+            try:
                 state = self._known().state
                 has = state.version(key)
                 if has >= version if version is not None else key in state:
@@ -139,12 +138,9 @@ class Mirror(Readable):
                     wanted = "there" if version is None else f"at version {version}"
                     msg = f"key {key!r} was not {wanted} within {timeout:g} s; it is at {has}"
                     raise TimeoutError(msg)
-                try:
-                    woken.get(timeout=1.0 if left is None else min(left, 1.0))
-                except Empty:
-                    continue
-        finally:
-            self._waiting.remove(woken)
+                self._runtime.wait(news, 1.0 if left is None else min(left, 1.0))
+            finally:
+                self._waiting.remove(news)
 
     def close(self) -> None:
         """Follow no longer. What is known can still be read while the handle is open."""
@@ -236,8 +232,8 @@ class Mirror(Readable):
         }
 
     def _wake(self) -> None:
-        for woken in list(self._waiting):
-            woken.put(None)
+        for news in list(self._waiting):
+            news.give()
 
     # -- reading ----------------------------------------------------------------------------
 

@@ -25,14 +25,14 @@ def _tqdm() -> Any:
 
 @contextmanager
 def progress(
-    total: int, what: str, wanted: bool | None, unit: str = "key"
+    total: int | None, what: str, wanted: bool | None, unit: str = "key"
 ) -> Iterator[Callable[[int], None]]:
     """Give what is to be told how many of `total` items are done.
 
     Parameters
     ----------
-    total : int
-        How many there are.
+    total : int or None
+        How many there are, if that is known.
     what : str
         What is done with them.
     wanted : bool or None
@@ -42,7 +42,7 @@ def progress(
     """
     if wanted is None:
         wanted = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
-    if not wanted or total <= 1:
+    if not wanted or (total is not None and total <= 1):
         yield lambda _: None
         return
     tqdm = _tqdm()

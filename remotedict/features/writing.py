@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextvars import ContextVar
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from msgspec.structs import replace
@@ -179,6 +180,25 @@ class Writer:
     def encode(self, items: Sequence[tuple[str, Any]]) -> list[tuple[str, bytes, Encoded]]:
         """Return values as bytes."""
         return self._parts()[0].encode(items)
+
+    def stream(self, pairs: Iterable[tuple[str, Any]], total: int | None) -> None:
+        """Set many keys at once, encoding and uploading them window by window.
+
+        What fits into one window is an operation like any other.
+        """
+        engine, locks = self._parts()
+        windows = engine.encoded(pairs)
+        first, second = next(windows, []), next(windows, None)
+        if second is None:
+            if first:
+                self.make(setting(list({one[0]: one for one in first}.values())))
+            return
+
+        def commit(sets: list[Set]) -> None:
+            locks.commit(lambda _: sets)
+
+        with progress(total, "writing", self._show_progress) as done:
+            engine.write_windows(chain([first, second], windows), commit, done)
 
     def make(self, operation: Operation, *, early: bool = False) -> Commit | None:
         """Make an operation, or leave it to the gathering that is active.

@@ -17,6 +17,8 @@ from remotedict.errors import CorruptBlobError, FormatVersionError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from remotedict.pure.frames import Buffer
+
 FORMAT_VERSION = 1
 FEATURES: frozenset[str] = frozenset()
 """The features that this version can read; an index may require others of newer ones."""
@@ -306,7 +308,7 @@ def encode(record: Record, data: Sequence[bytes] = ()) -> bytes:
     return _HEADER.pack(*fields, _checksum(fields, payload)) + payload
 
 
-def decode(blob: bytes, cls: type[_T], path: str) -> tuple[_T, memoryview]:
+def decode(blob: Buffer, cls: type[_T], path: str) -> tuple[_T, memoryview]:
     """Return the record of kind `cls` in the bytes of the blob at `path`, and its data area.
 
     Raises
