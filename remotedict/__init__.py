@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from remotedict.dictionary import RemoteDict
+from remotedict.engine.stats import Stats
 from remotedict.errors import (
     AccessDeniedError,
     ClosedError,
@@ -84,6 +85,7 @@ __all__ = [
     "SelectionError",
     "Snapshot",
     "SnapshotExpiredError",
+    "Stats",
     "StoreUnavailableError",
     "Subscription",
     "Transaction",

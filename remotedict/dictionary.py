@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from remotedict.engine.index import Known
+    from remotedict.engine.stats import Stats
     from remotedict.pure.state import State
     from remotedict.session import Place
 
@@ -82,6 +83,11 @@ class RemoteDict(Transactional, Versioned, Lockable, MutableMapping[str, Any]):
     cache_bytes : int
         How many bytes of values (as stored) are kept in memory, to be read again without a
         download. What is cached can't be stale: whether it is current is asked each time.
+    cache_dir : path-like, optional
+        A folder of this machine in which what was read is kept as well, for all processes of
+        this user, and for later ones.
+    cache_dir_bytes : int
+        How many bytes there, of all dictionaries together. 4 GiB by default.
     progress : bool, optional
         Whether long batches show a bar on stderr; by default if it is a terminal or a notebook.
     pickle_credentials : bool
@@ -184,12 +190,11 @@ class RemoteDict(Transactional, Versioned, Lockable, MutableMapping[str, Any]):
         known: Known = self._engine.known()
         revision = known.index.revision if known.index else 0
         if self._shown_index is None or self._shown_index[0] != revision:
-            layout, keys, paths = self._engine.layout, [], []
-            for key in known.state:
-                entry = known.state.get(key)
-                blob = entry.blob(key) if entry else None
-                keys.append(key)
-                paths.append(layout.path(blob) if blob else layout.index)
+            keys: list[str] = []
+            paths: list[str] = []
+            for some, blobs in known.state.references():
+                keys += some
+                paths += self._engine.layout.paths(blobs)
             series = pd.Series(
                 paths, index=pd.Index(keys, name="index", dtype="str"), name="name", dtype="str"
             )
@@ -495,8 +500,8 @@ class RemoteDict(Transactional, Versioned, Lockable, MutableMapping[str, Any]):
         for those who must not keep it. It reads all small values and commits of the dictionary,
         and writes anew what lies in one blob with the key's: it takes its time. Copies made by
         `copy_item` are keys of their own, and stay. Who forgot the key and when stays known. So
-        does what processes have in memory, and what the store itself keeps: backups, say, or
-        blobs that it deletes softly.
+        does what other processes have in memory or in their `cache_dir`, until they look again,
+        and what the store itself keeps: backups, say, or blobs that it deletes softly.
 
         Raises
         ------
@@ -545,6 +550,27 @@ class RemoteDict(Transactional, Versioned, Lockable, MutableMapping[str, Any]):
             self._writer.make(setting(self._writer.encode(items)))
 
     # -- the handle -------------------------------------------------------------------------
+
+    @property
+    def stats(self) -> Stats:
+        """What this handle has asked of the store since it was opened; no request is made.
+
+        With all that goes on beside: watching, mirrors, upkeep. It can be asked for after
+        `close`. A process that got the handle by a pickle or a fork begins with 0.
+
+        >>> import remotedict
+        >>> d = remotedict.MemoryDictionary()
+        >>> before = d.stats
+        >>> d["k"] = "value"
+        >>> (d.stats - before).requests
+        3
+        >>> before = d.stats
+        >>> d["k"]
+        'value'
+        >>> d.stats - before
+        Stats(requests=1, gets=1, not_modified=1)
+        """
+        return self._session.meter.read()
 
     def close(self) -> None:
         """Release what this handle has locked, and its connections. Other handles go on."""

@@ -9,14 +9,16 @@ import socket
 import threading
 import weakref
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from remotedict.engine.core import Engine, Tuning
 from remotedict.engine.runtime import default_runtime
+from remotedict.engine.stats import Meter
 from remotedict.errors import ClosedError
 from remotedict.features.history import versions_kept
 from remotedict.features.locks import Locks
-from remotedict.pure.naming import Layout
+from remotedict.pure.naming import Layout, refuse_secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 
 
 _EXIT_SECONDS = 5.0
+_NUMBERS = (
+    *("timeout", "max_staleness", "inline_bytes", "cache_bytes", "cache_dir_bytes"),
+    "retention",
+)
 
 
 class Place(Protocol):
@@ -53,7 +59,9 @@ class Options:
     timeout: float = 60.0
     max_staleness: float = 0.0
     inline_bytes: int = 2048
-    cache_bytes: int = 64 * 1024 * 1024
+    cache_bytes: int = 256 * 1024 * 1024
+    cache_dir: str | os.PathLike[str] | None = None
+    cache_dir_bytes: int = 4 * 1024 * 1024 * 1024
     retention: float = 3600.0
     history: str | int | None = None
     progress: bool | None = None
@@ -75,7 +83,10 @@ class Options:
             raise TypeError(msg)
         if self.history is not None:
             versions_kept(self.history)
-        for name in ("timeout", "max_staleness", "inline_bytes", "cache_bytes", "retention"):
+        if self.cache_dir is not None:
+            # Absolute, so that a later change of the working directory changes nothing.
+            object.__setattr__(self, "cache_dir", absolute(self.cache_dir))
+        for name in _NUMBERS:
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool):
                 msg = f"{name}= must be a number, not {type(value).__name__}"
@@ -93,8 +104,28 @@ class Options:
             self.max_staleness,
             int(self.inline_bytes),
             int(self.cache_bytes),
+            self._cache_dir(),
+            int(self.cache_dir_bytes),
             self.retention,
         )
+
+    def _cache_dir(self) -> str | None:
+        """Return the path if it is one here: a pickle may come from another system."""
+        path = self.cache_dir
+        return str(path) if path is not None and Path(path).is_absolute() else None
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Return a path that is given as an option, from the root on, without following links."""
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    refuse_secret(text)
+    if not isinstance(text, str):
+        msg = f"cache_dir= must be the path of a folder, not {type(path).__name__}"
+        raise TypeError(msg)
+    if not text or "\0" in text:
+        msg = f"cache_dir= must be the path of a folder, not {text!r}"
+        raise ValueError(msg)
+    return os.path.abspath(os.path.expanduser(text))  # noqa: PTH100, PTH111
 
 
 def default_author() -> str:
@@ -137,6 +168,7 @@ class Session:
         self.place = place
         self.layout = Layout(folder)
         self.options = options
+        self.meter = Meter()
         self._lock = threading.Lock()
         self._parts: Parts | None = None
         self._closed = False
@@ -155,7 +187,7 @@ class Session:
             if self._parts is None:
                 runtime = default_runtime()
                 backend = self.place.backend(self.options.timeout, runtime)
-                engine = Engine(backend, self.layout, self.options.tuning(), runtime)
+                engine = Engine(backend, self.layout, self.options.tuning(), runtime, self.meter)
                 locks = Locks(engine)
                 runtime.start()
                 # A handle that nobody has any more must not keep its locks.
@@ -196,6 +228,7 @@ class Session:
     def forget_parts(self) -> None:
         """Begin anew: this is a forked child."""
         self._lock = threading.Lock()
+        self.meter = Meter()
         for ref in self._followers:
             if (follower := ref()) is not None:
                 follower.orphan()

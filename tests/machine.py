@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec.structs import replace
 
 from remotedict.backend import NOT_MODIFIED
+from remotedict.engine.blobs import Blobs
+from remotedict.engine.cache import Cache
 from remotedict.engine.index import IndexBlob
 from remotedict.engine.reader import Reader
 from remotedict.pure import naming, plan, records
@@ -211,7 +213,7 @@ class Inline:
 
     def client(self) -> IndexBlob:
         """Return a client that knows nothing yet."""
-        reader = Reader(self, self.layout, self)
+        reader = Reader(Blobs(self, self, Cache(0)), self.layout, self)
         return IndexBlob(self, reader, self.layout, self, lambda *_: None)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from remotedict import LocalDictionary, LockLostError, SnapshotExpiredError
-from remotedict.pure import codec, columns, plan, records, table
+from remotedict.pure import codec, columns, packing, plan, records, table
 from remotedict.pure.entry import Entry
 from remotedict.pure.naming import Layout
 from remotedict.pure.records import Change
@@ -243,8 +243,8 @@ def test_checkpoints_are_the_same_columns_again():
         assert msgspec.structs.replace(again, columns=[]) == msgspec.structs.replace(
             record.table, columns=[]
         )
-        assert [(c.name, c.dtype, c.size) for c in again.columns] == [
-            (c.name, c.dtype, c.size) for c in record.table.columns
+        assert [(c.name, c.dtype, c.coding, c.size) for c in again.columns] == [
+            (c.name, c.dtype, c.coding, c.size) for c in record.table.columns
         ]
 
 
@@ -389,4 +389,9 @@ def test_the_documented_constants_are_those_of_the_code():
         "kind of a log": str(records.LOG),
         "blob number: own blob": str(columns.OWN),
         "blob number: deleted": str(columns.GONE),
+        "blob number: first of the list": str(columns.FIRST_BLOB),
+        "column coding: plain": str(packing.PLAIN),
+        "column coding: differences": str(packing.DIFFERENCES),
+        "column coding: progression": str(packing.PROGRESSION),
+        "column alignment": str(packing.ALIGNMENT),
     }

@@ -28,17 +28,8 @@ LAYERS = [
 ]
 FACE = ["azure", "local", "memory", "opening", "__init__"]
 ALLOWED_IN_PURE = {
-    *(
-        "__future__",
-        "collections",
-        "copyreg",
-        "dataclasses",
-        "functools",
-        "io",
-        "itertools",
-        "pickle",
-    ),
-    *("platform", "re", "struct", "sys", "types", "typing"),
+    *("__future__", "bisect", "collections", "copyreg", "dataclasses", "functools", "io"),
+    *("itertools", "operator", "pickle", "platform", "re", "struct", "sys", "types", "typing"),
     *("cloudpickle", "cramjam", "msgspec", "numpy", "xxhash", "remotedict"),
 }
 

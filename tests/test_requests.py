@@ -36,6 +36,7 @@ class Request(NamedTuple):
     answered: int
     bytes_out: int
     bytes_in: int
+    query: str
 
     @property
     def is_index(self) -> bool:
@@ -74,6 +75,7 @@ class CountingTransport(RequestsTransport):
                     self._moment,
                     int(request.headers.get("Content-Length", 0)),
                     int(response.headers.get("Content-Length", 0)),
+                    request.url.partition("?")[2],
                 )
             )
         return response

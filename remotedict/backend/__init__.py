@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,6 +86,32 @@ class Map(Protocol):
 
     def __call__(self, fn: Callable[[Any], Any], items: Iterable[Any], /) -> Iterable[Any]:
         """Yield the results in the order of the items."""
+
+
+Verb = Literal["get", "put", "delete", "list", "lease"]
+
+
+class Meter(Protocol):
+    """What counts requests. Thread-safe."""
+
+    def request(self, verb: Verb, *, up: int = 0, down: int = 0) -> None:
+        """Count one that is sent now, the bytes of its body, and those of the answer's if known."""
+
+    def received(self, down: int) -> None:
+        """Count the bytes of an answer's body."""
+
+    def retry(self) -> None:
+        """Count one that got no usable answer, and that the verb sends again by itself."""
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """A backend of one handle that tells of its requests, since a verb may take several of them.
+
+    What has no `meter` is taken to send one request for each call of a verb.
+    """
+
+    meter: Meter | None
 
 
 class Backend(Protocol):

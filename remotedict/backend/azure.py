@@ -6,6 +6,7 @@ import contextlib
 import re
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 import requests
 import xxhash
@@ -31,9 +32,11 @@ from remotedict.backend import (
     LeaseHeld,
     LeaseLost,
     Map,
+    Meter,
     NotModified,
     PreconditionFailed,
     TransientError,
+    Verb,
     pieces,
 )
 from remotedict.errors import (
@@ -56,10 +59,11 @@ CONNECT_TIMEOUT = 10.0
 BLOCK_ATTEMPTS = 5
 
 
-def _few_attempts() -> Retrying:
+def _few_attempts(meter: Meter | None) -> Retrying:
     """Return attempts at what is a small part of a long upload, which would begin anew without."""
     return Retrying(
         retry=retry_if_exception_type(TransientError),
+        before_sleep=lambda _: meter.retry() if meter else None,
         wait=wait_random_exponential(0.1, max=2),
         stop=stop_after_attempt(BLOCK_ATTEMPTS),
         reraise=True,
@@ -101,6 +105,7 @@ class AzureBackend:
         transport: Any = None,
     ) -> None:
         self._run = run
+        self.meter: Meter | None = None
         try:
             self._client = ContainerClient(
                 account_url,
@@ -111,10 +116,25 @@ class AzureBackend:
                 max_single_get_size=4 * PIECE_BYTES,
                 max_single_put_size=2 * PIECE_BYTES,
                 logging_enable=False,
+                raw_request_hook=self._sent,
+                raw_response_hook=self._received,
             )
         except ValueError as exc:
             msg = f"container {container!r} can't be used: {exc}"
             raise InvalidNameError(msg) from exc
+
+    def _sent(self, message: Any) -> None:
+        if self.meter:
+            request = message.http_request
+            self.meter.request(_verb(request), up=int(request.headers.get("Content-Length", 0)))
+
+    def _received(self, message: Any) -> None:
+        if self.meter:
+            answer = message.http_response
+            length = answer.headers.get("Content-Length")
+            if length is None and _verb(message.http_request) == "list":
+                length = len(answer.body())  # it has no length beforehand
+            self.meter.received(int(length or 0))
 
     def get(
         self,
@@ -177,7 +197,7 @@ class AzureBackend:
         # a block that is sent again is the same one.
         block_id = f"{number:08d}-{xxhash.xxh3_128_hexdigest(data)}"
         blob = self._client.get_blob_client(path)
-        for attempt in _few_attempts():
+        for attempt in _few_attempts(self.meter):
             with attempt, translating(path):
                 blob.stage_block(block_id, data, length=len(data))
         return block_id
@@ -269,6 +289,16 @@ class AzureLease:
                 yield
         except (BlobNotFound, PreconditionFailed) as exc:
             raise LeaseLost(self._path) from exc
+
+
+def _verb(request: Any) -> Verb:
+    """Return which verb an HTTP request is of."""
+    operation = parse_qs(urlsplit(request.url).query).get("comp")
+    if operation == ["lease"]:
+        return "lease"
+    if request.method == "GET":
+        return "list" if operation == ["list"] else "get"
+    return "delete" if request.method == "DELETE" else "put"
 
 
 def _transport(timeout: float) -> RequestsTransport:

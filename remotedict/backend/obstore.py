@@ -133,6 +133,8 @@ class ObstoreBackend(AzureBackend):
             options["range"] = (range[0], range[0] + range[1])
         if if_none_match is not None:
             options["if_none_match"] = if_none_match
+        if self.meter:
+            self.meter.request("get")
         try:
             got = obstore.get(self._store, path, options=options)
             data = memoryview(got.bytes())
@@ -144,6 +146,8 @@ class ObstoreBackend(AzureBackend):
             if range is not None and not data:  # where the service itself would answer 416
                 raise BlobNotFound(path)
             self._container_seen = True
+            if self.meter:
+                self.meter.received(data.nbytes)
             return Got(data, got.meta["e_tag"] or "")
         if isinstance(answer, _StrangeAnswerError):  # perhaps the SDK does
             return super().get(path, range=range, if_none_match=if_none_match)
@@ -166,6 +170,8 @@ class ObstoreBackend(AzureBackend):
     def _put(self, path: str, data: Buffer, mode: Any) -> str:
         import obstore
 
+        if self.meter:
+            self.meter.request("put", up=len(data))
         try:
             done = obstore.put(self._store, path, data, mode=mode, use_multipart=False)
         except Exception as exc:  # noqa: BLE001 - its errors have many bases
@@ -180,19 +186,28 @@ class ObstoreBackend(AzureBackend):
 
         source = _Source(data)
         try:
-            return _etag(
-                obstore.put(
-                    self._bulk,
-                    path,
-                    iter(source),
-                    use_multipart=True,
-                    chunk_size=PIECE_BYTES,
-                    max_concurrency=_BLOCKS,
-                )
+            done = obstore.put(
+                self._bulk,
+                path,
+                iter(source),
+                use_multipart=True,
+                chunk_size=PIECE_BYTES,
+                max_concurrency=_BLOCKS,
             )
         except Exception as exc:  # noqa: BLE001 - its errors have many bases
             answer = source.error or self._meaning(exc, path)
+        else:
+            return _etag(done)
+        finally:
+            self._count(source.size)
         raise answer
+
+    def _count(self, size: int) -> None:
+        """Count the requests of an upload in blocks; those that were sent again aren't known."""
+        if self.meter:
+            for at in range(0, size, PIECE_BYTES):
+                self.meter.request("put", up=min(PIECE_BYTES, size - at))
+            self.meter.request("put")  # of the list of blocks
 
     def _meaning(self, exc: Exception, path: str) -> Exception:
         """Return what an error of obstore means.
@@ -219,16 +234,18 @@ class _StrangeAnswerError(TransientError):
 
 
 class _Source:
-    """The pieces of a blob; `error` is what came instead of one."""
+    """The pieces of a blob, and their size so far; `error` is what came instead of one."""
 
     def __init__(self, data: Iterator[Buffer]) -> None:
         self._data = data
+        self.size = 0
         self.error: Exception | None = None
 
     def __iter__(self) -> Iterator[Buffer]:
         try:
             for piece in self._data:
                 if len(piece):
+                    self.size += len(piece)
                     yield piece
         except Exception as exc:
             self.error = exc

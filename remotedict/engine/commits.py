@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from remotedict.backend import BlobNotFound
 from remotedict.errors import CorruptBlobError, HistoryGapError
-from remotedict.pure.records import Log, decode
+from remotedict.pure.records import Log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,9 +42,7 @@ class Commits:
             return []
         blob, segments = self._log
         if blob != index.log.blob:
-            path, raw = self._reader.raw(index.log.blob, index.log.size)
-            record, _data = decode(raw, Log, path)
-            self._reader.check_origin(record, index, path)
+            path, record, _data = self._reader.record(index.log, Log, index)
             segments, expected = record.segments, index.log.first
             for ref in segments:
                 if ref.first != expected:

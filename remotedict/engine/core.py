@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from remotedict.backend import BlobNotFound
+from remotedict.engine.blobs import Blobs
+from remotedict.engine.cache import Cache
 from remotedict.engine.commits import Commits
 from remotedict.engine.committer import Committer, Request, Swap, UploadExpired
+from remotedict.engine.counted import Counted
+from remotedict.engine.disk import DiskCache
 from remotedict.engine.index import IndexBlob, Known
 from remotedict.engine.patient import Patient
 from remotedict.engine.reader import Reader
@@ -23,7 +28,6 @@ from remotedict.errors import (
     StoreUnavailableError,
 )
 from remotedict.pure import codec
-from remotedict.pure.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,15 +36,19 @@ if TYPE_CHECKING:
     from remotedict.backend import Backend
     from remotedict.engine.committer import Decide, Transform
     from remotedict.engine.runtime import Runtime
-    from remotedict.engine.values import Progress, Stored
+    from remotedict.engine.stats import Meter
+    from remotedict.engine.values import Progress
     from remotedict.pure.codec import Encoded, Unpacked
     from remotedict.pure.entry import Entry
     from remotedict.pure.naming import Layout
+    from remotedict.pure.pieces import Stored
     from remotedict.pure.records import Commit, Set
+    from remotedict.pure.state import State
 
 _T = TypeVar("_T")
 _ATTEMPTS = 10
-_WINDOW_ITEMS = 256
+_WINDOW_ITEMS = 4096
+_WINDOW_REQUESTS = 256  # so many values that have a blob each
 _UPLOAD_ITEMS = 10_000
 _WINDOW_BYTES = 64 * 1024 * 1024
 
@@ -53,26 +61,36 @@ class Tuning(NamedTuple):
     max_staleness: float
     inline_bytes: int
     cache_bytes: int
+    cache_dir: str | None
+    cache_dir_bytes: int
     retention: float
 
 
 class Engine:
     """Reads and writes the keys of one dictionary. Thread-safe, but not across a fork."""
 
-    def __init__(self, backend: Backend, layout: Layout, tuning: Tuning, runtime: Runtime) -> None:
+    def __init__(
+        self, backend: Backend, layout: Layout, tuning: Tuning, runtime: Runtime, meter: Meter
+    ) -> None:
         self.layout = layout
         self.tuning = tuning
         self.runtime = runtime
-        self.backend = Patient(backend, runtime, tuning.timeout)
+        self.backend = Patient(Counted(backend, meter), runtime, tuning.timeout)
+        cache, disk = Cache(tuning.cache_bytes), None
+        if tuning.cache_dir is not None:
+            disk = DiskCache(tuning.cache_dir, tuning.cache_dir_bytes, runtime.time)
+        blobs = Blobs(self.backend, runtime, cache, disk)
         self.values = Values(
             self.backend,
             layout,
             runtime,
+            blobs=blobs,
+            cache=cache,
+            meter=meter,
             inline_bytes=tuning.inline_bytes,
-            cache_bytes=tuning.cache_bytes,
         )
-        reader = Reader(self.backend, layout, runtime)
-        self.index = IndexBlob(self.backend, reader, layout, runtime, self.values.cache.add)
+        reader = Reader(blobs, layout, runtime)
+        self.index = IndexBlob(self.backend, reader, layout, runtime, cache.add)
         self.committer = Committer(self.backend, self.index, layout, runtime, self._committed)
         self.commits = Commits(self.index, reader, runtime)
         self.upkeep = Upkeep(
@@ -482,23 +500,27 @@ def _orphaned() -> ClosedError:
 
 def entries(state: State, keys: Sequence[str]) -> list[tuple[str, Entry]]:
     """Return the keys with their entries; raise KeyNotFoundError for all that are missing."""
-    found = [(key, state.get(key)) for key in keys]
+    found = list(zip(keys, state.entries(keys), strict=True))
     missing = [key for key, entry in found if entry is None]
     if missing:
         raise KeyNotFoundError(dict.fromkeys(missing))
-    return [(key, entry) for key, entry in found if entry is not None]
+    return cast("list[tuple[str, Entry]]", found)
 
 
 def _windows(keys: Iterator[str], state: State) -> Iterator[list[tuple[str, Entry]]]:
+    """Yield keys with their entries: few at first, so that the first value is there soon."""
     window: list[tuple[str, Entry]] = []
-    size = 0
-    for key in keys:
-        entry = state.get(key)
-        assert entry is not None  # noqa: S101 - keys are those of the state
-        if window and (len(window) == _WINDOW_ITEMS or size + entry.stored > _WINDOW_BYTES):
-            yield window
-            window, size = [], 0
-        window.append((key, entry))
-        size += entry.stored
-    if window:
+    size, requests, count = 0, 0, min(_WINDOW_REQUESTS, _WINDOW_ITEMS)
+    while block := list(islice(keys, count)):
+        for key, entry in entries(state, block):
+            own = type(entry.place) is int
+            full = size + entry.stored > _WINDOW_BYTES or requests + own > _WINDOW_REQUESTS
+            if window and full:
+                yield window
+                window, size, requests = [], 0, 0
+            window.append((key, entry))
+            size += entry.stored
+            requests += own
         yield window
+        window, size, requests = [], 0, 0
+        count = min(2 * count, _WINDOW_ITEMS)

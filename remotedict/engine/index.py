@@ -166,6 +166,7 @@ class IndexBlob:
             index, _data = decode(got.data, Index, path)
             if base and base.index:
                 self._check_identity(base, base.index, index)
+            self.reader.blobs.turn_to(index)
             try:
                 return self._follow(index, got.etag, number)
             except BlobNotFound as exc:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from msgspec.structs import replace
 
@@ -15,9 +15,11 @@ from remotedict.pure.pieces import Pieces
 from remotedict.pure.plan import lay_out, resolve
 from remotedict.pure.records import (
     Checkpoint,
+    CheckpointRef,
     Commit,
     Index,
     Log,
+    LogRef,
     Segment,
     SegmentRef,
     check_contiguous,
@@ -29,24 +31,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from remotedict.backend import Buffer
+    from remotedict.engine.blobs import Blobs
     from remotedict.engine.patient import Patient
     from remotedict.engine.runtime import Runtime
     from remotedict.pure.naming import Layout
+
+    _Sealed = TypeVar("_Sealed", Segment, Checkpoint, Log)
 
 
 class Reader:
     """Reads what an index names. Thread-safe; it has no state of its own."""
 
-    def __init__(self, backend: Patient, layout: Layout, runtime: Runtime) -> None:
-        self._backend = backend
+    def __init__(self, blobs: Blobs, layout: Layout, runtime: Runtime) -> None:
+        self.blobs = blobs
         self._layout = layout
         self._runtime = runtime
 
     def segment(self, ref: SegmentRef, index: Index) -> Segment:
         """Return a segment that `index` names, with every place named in full."""
-        path, raw = self.raw(ref.blob, ref.size)
-        record, _data = decode(raw, Segment, path)
-        self.check_origin(record, index, path)
+        path, record, _data = self.record(ref, Segment, index)
         check_contiguous(record.commits, ref.first, path)
         if len(record.commits) != ref.last - ref.first + 1:
             raise CorruptBlobError(path, "it doesn't hold the commits that the index says")
@@ -69,9 +72,7 @@ class Reader:
         """Return the state of `index`, read from its checkpoint on, and the settled one."""
         state = State.empty()
         if index.checkpoint:
-            path, raw = self.raw(index.checkpoint.blob, index.checkpoint.size)
-            record, data = decode(raw, Checkpoint, path)
-            self.check_origin(record, index, path)
+            path, record, data = self.record(index.checkpoint, Checkpoint, index)
             state = State.from_checkpoint(record, data, path)
             if state.seq != index.checkpoint.seq:
                 raise CorruptBlobError(path, f"it is of commit {state.seq}")
@@ -138,15 +139,22 @@ class Reader:
             )
             raise DictionaryChangedError(msg)
 
-    def check_origin(self, record: Segment | Checkpoint | Log, index: Index, path: str) -> None:
-        """Raise CorruptBlobError if a record belongs to another dictionary than `index`."""
-        if record.dictionary != index.dictionary:
-            raise CorruptBlobError(path, "it belongs to another dictionary")
+    def record(
+        self, ref: SegmentRef | CheckpointRef | LogRef, cls: type[_Sealed], index: Index
+    ) -> tuple[str, _Sealed, memoryview]:
+        """Return the path of a blob that `index` names, its record, and its data area.
 
-    def raw(self, blob: str, size: int) -> tuple[str, Buffer]:
-        """Return a blob's path, and its bytes."""
-        path = self._layout.path(blob)
-        return path, read_range(self._backend, self._runtime, path, 0, size)
+        Raises
+        ------
+        CorruptBlobError
+            It can't be decoded, or belongs to another dictionary.
+        """
+        path = self._layout.path(ref.blob)
+        with self.blobs.trusted(path):
+            record, data = decode(self.blobs.read(path, 0, ref.size), cls, path)
+            if record.dictionary != index.dictionary:
+                raise CorruptBlobError(path, "it belongs to another dictionary")
+        return path, record, data
 
 
 def take_all(pieces: Iterator[Buffer]) -> None:

@@ -118,6 +118,7 @@ class Upkeep:
             index.incarnation,
             index.checkpoint.blob if index.checkpoint else "",
             index.horizon,
+            self._runtime.map,
         )
         blob = encode(record, data)
         checkpoint = CheckpointRef(self._name("c", index), state.seq, len(blob))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from remotedict.backend import PIECE_BYTES
-from remotedict.engine.reader import read_pieces, take_all
+from remotedict.engine.reader import take_all
+from remotedict.errors import CorruptBlobError
 from remotedict.pure import codec, naming
 from remotedict.pure.records import Range, Set
 
@@ -16,14 +15,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from remotedict.backend import Buffer
+    from remotedict.engine.blobs import Blobs
+    from remotedict.engine.cache import Cache
     from remotedict.engine.patient import Patient
     from remotedict.engine.runtime import Runtime
+    from remotedict.engine.stats import Meter
     from remotedict.pure.codec import Encoded, Unpacked
     from remotedict.pure.entry import Entry
     from remotedict.pure.naming import Layout
-    from remotedict.pure.pieces import Pieces
-
-    Stored = Buffer | Pieces
+    from remotedict.pure.pieces import Stored
 
     Progress = Callable[[int], None]
 
@@ -39,38 +39,6 @@ PACK_BYTES = 16 * 1024 * 1024
 _GAP_BYTES = 64 * 1024  # two ranges of one pack that are closer than this are read as one
 
 
-class Cache:
-    """The bytes of generations, at most `limit` in all. Thread-safe.
-
-    A generation never changes: what is here is never stale, it only may no longer be wanted.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._bytes: OrderedDict[bytes, Stored] = OrderedDict()
-        self._size = 0
-        self._lock = threading.Lock()
-
-    def get(self, generation: bytes) -> Stored | None:
-        """Return the bytes of a generation, or None."""
-        with self._lock:
-            if generation in self._bytes:
-                self._bytes.move_to_end(generation)
-            return self._bytes.get(generation)
-
-    def add(self, generation: bytes, data: Stored) -> None:
-        """Keep the bytes of a generation, in place of those that were used longest ago."""
-        if len(data) > self._limit // 4:
-            return
-        with self._lock:
-            if generation not in self._bytes:
-                self._bytes[generation] = data
-                self._size += len(data)
-            while self._size > self._limit:
-                _, dropped = self._bytes.popitem(last=False)
-                self._size -= len(dropped)
-
-
 class Values:
     """Places values and fetches them. Thread-safe."""
 
@@ -80,14 +48,18 @@ class Values:
         layout: Layout,
         runtime: Runtime,
         *,
+        blobs: Blobs,
+        cache: Cache,
+        meter: Meter,
         inline_bytes: int,
-        cache_bytes: int,
     ) -> None:
         self._backend = backend
         self._layout = layout
         self._runtime = runtime
+        self._blobs = blobs
+        self._meter = meter
         self._inline_bytes = inline_bytes
-        self.cache = Cache(cache_bytes)
+        self.cache = cache
 
     def _at_once(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
         return self._runtime.call(lambda: list(self._runtime.work(fn, items)))
@@ -148,6 +120,10 @@ class Values:
             changes |= self._pack(small, values, seq, progress)
         own = [i for i in range(len(values)) if i not in changes]
         changes |= self._upload(own, values, seq, progress)
+        for i in {*small, *own}:
+            _, generation, encoded = values[i]
+            if encoded.facts.nbytes <= PACKED_BYTES:  # larger ones aren't worth the copy
+                self.cache.add(generation, encoded.join())
         return [changes[i] for i in range(len(values))]
 
     def _upload(
@@ -220,18 +196,10 @@ class Values:
             The blob is gone: the entry is no longer current, or somebody deleted it.
         """
         data = self.at_hand(entry)
-        if data is None:
-            where = entry.range(key)
-            data = read_pieces(
-                self._backend,
-                self._runtime,
-                self._layout.path(where.blob),
-                where.offset,
-                where.length,
-                use,
-            )
-            self.cache.add(entry.generation, data)
-        return data
+        if data is not None:
+            self._meter.add(memory_hits=not isinstance(entry.place, bytes))
+            return data
+        return self._load(entry.range(key), [(key, entry)], use)[0]
 
     def read(self, key: str, entry: Entry, dictionary: bytes) -> Unpacked:
         """Return a value, unpacked; a large one is unpacked while it arrives. See `fetch`."""
@@ -244,36 +212,21 @@ class Values:
         data = self.fetch(key, entry, use)
         return unpacked or self._unpack(key, entry, data, len(data), dictionary)
 
-    def _unpack(
-        self,
-        key: str,
-        entry: Entry,
-        data: Stored | Iterable[Buffer],
-        length: int,
-        dictionary: bytes,
-    ) -> Unpacked:
-        blob = entry.blob(key)
-        return codec.unpack(
-            data,
-            length,
-            dictionary=dictionary,
-            generation=entry.generation,
-            path=self._layout.path(blob) if blob else self._layout.index,
-            run=self._at_once,
-        )
-
     def fetch_many(
         self, items: Sequence[tuple[str, Entry]], progress: Progress
     ) -> dict[str, Stored]:
         """Return the bytes of many values by key; neighbours in one blob are read as one."""
         found: dict[str, Stored] = {}
         wanted: list[tuple[Range, str, Entry]] = []
+        hits = 0
         for key, entry in items:
             data = self.at_hand(entry)
             if data is not None:
                 found[key] = data
+                hits += not isinstance(entry.place, bytes)
             else:
                 wanted.append((entry.range(key), key, entry))
+        self._meter.add(memory_hits=hits)
         progress(len(found))
         wanted.sort(key=lambda item: (item[0].blob, item[0].offset))
         spans: list[list[tuple[Range, str, Entry]]] = []
@@ -283,31 +236,82 @@ class Values:
             else:
                 spans.append([item])
 
-        def one(span: list[tuple[Range, str, Entry]]) -> list[tuple[str, Entry, Stored]]:
-            first, last = span[0][0], span[-1][0]
-            length = max(where.offset + where.length for where, _, _ in span) - first.offset
-            data = read_pieces(
-                self._backend, self._runtime, self._layout.path(last.blob), first.offset, length
-            )
-            return [
-                # A part keeps no more than itself in memory.
-                (key, entry, data if len(span) == 1 else bytes(data[at : at + where.length]))
-                for where, key, entry in span
-                for at in [where.offset - first.offset]
-            ]
+        def one(span: list[tuple[Range, str, Entry]]) -> dict[str, Stored]:
+            first, end = span[0][0], max(where.offset + where.length for where, _, _ in span)
+            whole = Range(first.blob, first.offset, end - first.offset)
+            read = self._load(whole, [(key, entry) for _, key, entry in span])
+            return {key: data for (_, key, _), data in zip(span, read, strict=True)}
 
         small = [span for span in spans if span[0][0].length <= PIECE_BYTES]
         large = [span for span in spans if span[0][0].length > PIECE_BYTES]
         for done in chain(self._runtime.map(one, small), map(one, large)):
-            for key, entry, data in done:
-                self.cache.add(entry.generation, data)
-                found[key] = data
+            found |= done
             progress(len(done))
         return found
+
+    def _load(
+        self,
+        whole: Range,
+        items: Sequence[tuple[str, Entry]],
+        use: Callable[[Iterator[Buffer]], object] = take_all,
+    ) -> list[Stored]:
+        """Return the bytes of values in a range of a blob; who wants it meanwhile shares it."""
+        path, source = self._layout.path(whole.blob), "memory_hits"
+        parts: list[Stored] = []
+
+        def cut(data: Stored) -> list[Stored]:
+            if len(items) == 1:
+                return [data]
+            places = [entry.range(key) for key, entry in items]
+            return [
+                bytes(data[at : at + place.length])
+                for place in places
+                for at in [place.offset - whole.offset]
+            ]
+
+        def load() -> Stored:
+            nonlocal source, parts
+            if len(items) == 1 and (kept := self.cache.get(items[0][1].generation)) is not None:
+                return kept  # by one who has just loaded it
+            data, on_disk = self._blobs.load(path, whole.offset, whole.length, use)
+            source = "disk_hits" if on_disk else "misses"
+            parts = cut(data)
+            for (_, entry), part in zip(items, parts, strict=True):
+                if not on_disk or isinstance(part, bytes):  # and not a file that is mapped
+                    self.cache.add(entry.generation, part)
+            return data
+
+        data = self._blobs.flights.share(path, whole.offset, whole.length, load)
+        self._meter.add(**{source: len(items)})
+        return parts or cut(data)
 
     def decode(self, key: str, entry: Entry, data: Stored, dictionary: bytes) -> Any:
         """Return the object. Runs code that the value brings along."""
         return codec.load(self._unpack(key, entry, data, len(data), dictionary), key)
+
+    def _unpack(
+        self,
+        key: str,
+        entry: Entry,
+        data: Stored | Iterable[Buffer],
+        length: int,
+        dictionary: bytes,
+    ) -> Unpacked:
+        blob = entry.blob(key)
+        path = self._layout.path(blob) if blob else self._layout.index
+        try:
+            with self._blobs.trusted(path):
+                return codec.unpack(
+                    data,
+                    length,
+                    dictionary=dictionary,
+                    generation=entry.generation,
+                    path=path,
+                    run=self._at_once,
+                )
+        except CorruptBlobError:
+            self.cache.discard(entry.generation)
+            raise
 
 
 def _adjacent(span: list[tuple[Range, str, Entry]], where: Range) -> bool:

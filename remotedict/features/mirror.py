@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from remotedict.engine.core import Engine
-    from remotedict.engine.values import Stored
     from remotedict.features.watch import Poll
+    from remotedict.pure.pieces import Stored
 
 _ATTEMPTS = 10
 

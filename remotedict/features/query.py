@@ -12,7 +12,7 @@ from remotedict.features.metadata import parsed
 from remotedict.pure.codec import type_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from remotedict.pure.entry import Entry
     from remotedict.pure.state import State
@@ -54,11 +54,8 @@ def query(
     if isinstance(wanted.get("shape"), list):
         wanted["shape"] = tuple(wanted["shape"])
     found = []
-    for key in state:
-        entry = state.get(key)
-        if entry is None or not all(
-            _fits(FACTS[name](entry), value) for name, value in wanted.items()
-        ):
+    for key, entry in _all(state):
+        if not all(_fits(FACTS[name](entry), value) for name, value in wanted.items()):
             continue
         if metadata:
             fields = parsed(entry.metadata)
@@ -68,6 +65,14 @@ def query(
                 continue
         found.append(key)
     return found
+
+
+def _all(state: State) -> Iterator[tuple[str, Entry]]:
+    """Yield all keys with their entries."""
+    for keys in state.blocks():
+        for key, entry in zip(keys, state.entries(keys), strict=True):
+            assert entry is not None  # noqa: S101 - keys are those of the state
+            yield key, entry
 
 
 def _named(wanted: Any) -> Any:
@@ -86,10 +91,9 @@ def _fits(value: Any, wanted: Any) -> bool:
 def info(state: State) -> pd.DataFrame:
     """Return a row for each key; see `Readable.info`."""
     columns: dict[str, list[Any]] = {name: [] for name in (*FACTS, "metadata")}
-    keys = list(state)
-    for key in keys:
-        entry = state.get(key)
-        assert entry is not None  # noqa: S101 - keys are those of the state
+    keys = []
+    for key, entry in _all(state):
+        keys.append(key)
         for name, fact in FACTS.items():
             columns[name].append(fact(entry))
         columns["metadata"].append(parsed(entry.metadata))

@@ -56,7 +56,7 @@ _INSTANT = 64 * 1024  # fewer bytes are copied sooner than the GIL is let go
 _LZ4_MIN = 64  # fewer bytes LZ4 can hardly shrink
 _SAMPLE, _SAMPLES = 4096, 8  # of a chunk, to see whether LZ4 is worth a try
 _HEADER_MAX = 16 * 1024 * 1024
-_PYTHON = python_version()
+PYTHON = python_version()
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -184,7 +184,7 @@ def opening(
 ) -> bytes:
     """Return what stands before the chunks of a value whose parts have these sizes."""
     header = _encode(
-        ValueHeader(codec, dictionary, key, generation, _PYTHON, library, CHUNK_BYTES, parts)
+        ValueHeader(codec, dictionary, key, generation, PYTHON, library, CHUNK_BYTES, parts)
     )
     return _START.pack(_MAGIC, FORMAT_VERSION, digest(header), len(header)) + header
 

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from remotedict.pure.entry import Item, Stamp, Tombstone
-from remotedict.pure.records import Range
+from remotedict.pure.entry import Entry, Item, Stamp
+from remotedict.pure.packing import narrowed
+from remotedict.pure.records import Facts, Range, Set
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    Array = np.ndarray[Any, np.dtype[Any]]
-    Columns = dict[str, Array]
+    from remotedict.pure.packing import Array
+
+    Columns = Mapping[str, Array]
     Kind = tuple[str, tuple[int, ...] | None, str | None]
 
 # In the blob column:
-OWN = 0xFFFFFFFF  # the value has a blob of its own
-GONE = 0xFFFFFFFE  # a past item: the key was deleted
+OWN = 0  # the value has a blob of its own
+GONE = 1  # an item of the past, or one that is new: the key was deleted
+FIRST_BLOB = 2  # the first of the list
 
-# The columns, in the order of the store. First those with an item for every key, be it live or
-# deleted; the deleted ones come last.
-KEYS = {"key_end": "<u8", "hash": "<u8", "hash_row": "<u4"}
+# The columns, in the order of the store, and the widest type of each: most are narrower. First
+# those with an item for every key, be it live or deleted; the deleted ones come last.
+KEYS = {"key_end": "<u8", "hash": "<u4", "hash_row": "<u4"}
 ITEM = {"version": "<u8", "stamp": "<u4"}
 # Live keys only:
 VALUE = {
     "order": "<u8",
-    "generation": "V16",
+    "generation": "|V16",
     "born": "<u8",
     "blob": "<u4",
     "offset": "<u8",
@@ -42,7 +47,7 @@ PAST_ITEM = {f"past_{name}": dtype for name, dtype in (ITEM | VALUE).items()}
 PAST = {"past_of": "<u4", **PAST_ITEM}
 # The commits that all of these name.
 STAMP = {
-    "stamp_id": "V16",
+    "stamp_id": "|V16",
     "stamp_seq": "<u8",
     "stamp_time": "<i8",
     "stamp_author": "<u4",
@@ -62,6 +67,29 @@ class Lists(NamedTuple):
     texts: list[str]
 
 
+class Lazy(Mapping[str, "Array"]):
+    """Columns of which each is made when it is first needed. Thread-safe."""
+
+    def __init__(self, makers: dict[str, Callable[[], Array]]) -> None:
+        self._makers = makers
+        self._names = list(makers)
+        self._made: dict[str, Array] = {}
+
+    def __getitem__(self, name: str) -> Array:
+        make = self._makers.get(name)
+        if make is not None:
+            # Two threads may both do it, to the same effect.
+            self._made[name] = make()
+            self._makers.pop(name, None)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 class Interner:
     """Collects what many rows share: commits, blob names, kinds and texts."""
 
@@ -71,76 +99,103 @@ class Interner:
         self._blobs, self._kinds, self._texts = (
             {value: n for n, value in enumerate(values)} for values in lists
         )
-        self._old = len(self._c["stamp_seq"])
-        self._known: dict[bytes, int] | None = None
+        self._old = columns["stamp_seq"]
+        self._known: dict[int, int] = {}
         self._added: list[Stamp] = []
 
-    def columns(self, items: Sequence[Item]) -> Columns:
+    def columns(self, items: Sequence[Item]) -> dict[str, Array]:
         """Return the columns of `items`, be they live or past."""
-        rows = [self._row(item) for item in items]
-        dtypes = (ITEM | VALUE).items()
-        turned = list(zip(*rows, strict=True)) if rows else [()] * len(dtypes)
+        values = [item if isinstance(item, Entry) else _NOTHING for item in items]
+        stamps = self._stamps([item.stamp for item in items])
+        columns = self._values(values)
+        columns |= {
+            "version": _numbers([item.version for item in items]),
+            "stamp": stamps,
+            "order": _numbers([value.order for value in values]),
+            "metadata": _numbers([self.text(value.metadata) for value in values]),
+            "written": self._stamps(
+                [item.written if isinstance(item, Entry) else item.stamp for item in items]
+            ),
+        }
+        gone = [value is _NOTHING for value in values]
+        columns["blob"][gone] = GONE
+        return columns
+
+    def sets(self, sets: Sequence[Set], stamp: Stamp) -> dict[str, Array]:
+        """Return the columns of what a commit sets, but for orders and metadata."""
+        number = np.full(len(sets), self._stamps([stamp])[0])
+        version = _numbers([change.version for change in sets])
+        return self._values(sets) | {"version": version, "stamp": number, "written": number}
+
+    def _values(self, values: Sequence[Entry | Set]) -> dict[str, Array]:
+        places = [value.place for value in values]
+        facts = [value.facts for value in values]
+        lengths = [p.length if isinstance(p, Range) else p for p in places]
+        assert bytes not in set(map(type, lengths)), "an inline value in a table"  # noqa: S101
+        ranges = [place if isinstance(place, Range) else None for place in places]
+        blobs, kinds = self._blobs, self._kinds
         return {
-            name: np.frombuffer(b"".join(values), "V16")
-            if name == "generation"
-            else np.asarray(values, dtype)
-            for (name, dtype), values in zip(dtypes, turned, strict=True)
+            "generation": np.frombuffer(b"".join([v.generation for v in values]), "V16"),
+            "born": _numbers([value.born for value in values]),
+            "blob": _numbers(
+                [
+                    FIRST_BLOB + numbered(blobs, self.lists.blobs, place.blob) if place else OWN
+                    for place in ranges
+                ]
+            ),
+            "offset": _numbers([place.offset if place else 0 for place in ranges]),
+            "length": _numbers(cast("list[int]", lengths)),
+            "kind": _numbers(
+                [numbered(kinds, self.lists.kinds, kind) for kind in map(_KIND, facts)]
+            ),
+            "nbytes": _numbers([fact.nbytes for fact in facts]),
         }
 
-    def _row(self, item: Item) -> tuple[Any, ...]:
-        """Return the values of an item, in the order of the columns."""
-        head = (item.version, self._stamp(item.stamp))
-        if isinstance(item, Tombstone):
-            return (*head, 0, bytes(16), 0, GONE, 0, 0, self._kind(("", None, None)), 0,
-                    self._text(""), head[1])  # fmt: skip
-        place, facts = item.place, item.facts
-        assert not isinstance(place, bytes), "an inline value in a table"  # noqa: S101
-        blob, offset = OWN, 0
-        if isinstance(place, Range):
-            blob, offset = numbered(self._blobs, self.lists.blobs, place.blob), place.offset
-        return (
-            *head,
-            item.order,
-            item.generation,
-            item.born,
-            blob,
-            offset,
-            item.stored,
-            self._kind((facts.type, facts.shape, facts.dtype)),
-            facts.nbytes,
-            self._text(item.metadata),
-            head[1] if item.written == item.stamp else self._stamp(item.written),
-        )
+    def nothing(self, stamps: Array) -> dict[str, Array]:
+        """Return the columns of the values of deleted keys, which have none."""
+        one = self._values([_NOTHING])
+        one |= {"blob": _numbers([GONE]), "order": _numbers([0])}
+        one["metadata"] = _numbers([self.text("")])
+        return {name: np.repeat(column, len(stamps)) for name, column in one.items()} | {
+            "written": stamps
+        }
 
-    def _kind(self, kind: Kind) -> int:
-        return numbered(self._kinds, self.lists.kinds, kind)
-
-    def _text(self, text: str) -> int:
+    def text(self, text: str) -> int:
+        """Return the number of a text."""
         return numbered(self._texts, self.lists.texts, text)
 
+    def _stamps(self, stamps: Iterable[Stamp]) -> Array:
+        return _numbers([self._stamp(stamp) for stamp in stamps])
+
     def _stamp(self, stamp: Stamp) -> int:
-        if self._known is None:
-            ids = self._c["stamp_id"]
-            self._known = {ids[n].tobytes(): n for n in range(self._old)}
-        number = self._known.get(stamp.id)
+        number = self._known.get(stamp.seq)
         if number is None:
-            number = self._known[stamp.id] = self._old + len(self._added)
-            self._added.append(stamp)
+            number = int(self._old.searchsorted(np.uint64(stamp.seq)))
+            if number == len(self._old) or self._old[number] != stamp.seq:
+                number = len(self._old) + len(self._added)
+                self._added.append(stamp)
+            self._known[stamp.seq] = number
         return number
 
-    def stamps(self) -> Columns:
+    def stamps(self) -> dict[str, Array]:
         """Return the columns of the commits: those of the table, and the new ones."""
-        new: dict[str, Any] = {
+        new = {
             "stamp_id": np.frombuffer(b"".join([s.id for s in self._added]), "V16"),
-            "stamp_seq": [s.seq for s in self._added],
-            "stamp_time": [s.time for s in self._added],
-            "stamp_author": [self._text(s.author) for s in self._added],
-            "stamp_comment": [self._text(s.comment) for s in self._added],
+            "stamp_seq": _numbers([s.seq for s in self._added]),
+            "stamp_time": np.array([s.time for s in self._added], "<i8"),
+            "stamp_author": _numbers([self.text(s.author) for s in self._added]),
+            "stamp_comment": _numbers([self.text(s.comment) for s in self._added]),
         }
-        return {
-            name: np.concatenate([self._c[name], np.asarray(new[name], dtype)])
-            for name, dtype in STAMP.items()
-        }
+        return {name: np.concatenate([self._c[name], column]) for name, column in new.items()}
+
+
+_KIND: Callable[[Any], Kind] = attrgetter("type", "shape", "dtype")
+_NOBODY = Stamp(bytes(16), 0, 0, "", "")
+_NOTHING = Entry(0, bytes(16), 0, 0, Facts("", 0), "", _NOBODY, _NOBODY, 0)
+
+
+def _numbers(values: Sequence[int]) -> Array:
+    return np.array(values, "<u8")
 
 
 def numbered(known: dict[Any, int], values: list[Any], value: Any) -> int:
@@ -166,29 +221,36 @@ class _Used(NamedTuple):
         return cls(np.flatnonzero(used), np.cumsum(used) - 1)
 
 
-def compacted(columns: Columns, lists: Lists) -> tuple[Columns, Lists]:
-    """Return columns and lists without what no row names any more."""
+def compacted(columns: Columns, lists: Lists) -> tuple[dict[str, Array], Lists]:
+    """Return columns and lists without what no row names any more, and commits in their order."""
     columns = dict(columns)
     blobs, kinds, texts = lists
     stamps = _Used.of(len(columns["stamp_seq"]), [columns[name] for name in STAMPS])
+    ranks = np.argsort(columns["stamp_seq"][stamps.items], kind="stable")
+    places = np.empty(len(ranks), np.int64)
+    places[ranks] = np.arange(len(ranks))
     for name in STAMPS:
-        columns[name] = stamps.numbers[columns[name]]
+        columns[name] = places[stamps.numbers[columns[name]]]
     for name in STAMP:
-        columns[name] = columns[name][stamps.items]
+        columns[name] = columns[name][stamps.items[ranks]]
     used_texts = _Used.of(len(texts), [columns[name] for name in TEXTS])
     for name in TEXTS:
         columns[name] = used_texts.numbers[columns[name]]
     used_kinds = _Used.of(len(kinds), [columns["kind"], columns["past_kind"]])
-    shared = {name: columns[name] < GONE for name in ("blob", "past_blob")}
-    used_blobs = _Used.of(len(blobs), [columns[name][mask] for name, mask in shared.items()])
-    for name, mask in shared.items():
-        columns[name] = columns[name].copy()
-        columns[name][mask] = used_blobs.numbers[columns[name][mask]]
-        kind = name.replace("blob", "kind")
-        columns[kind] = used_kinds.numbers[columns[kind]]
-    cast = {name: columns[name].astype(dtype, copy=False) for name, dtype in SCHEMA.items()}
+    used_blobs = _Used.of(
+        FIRST_BLOB + len(blobs), [columns["blob"], columns["past_blob"], np.arange(FIRST_BLOB)]
+    )
+    for which in ("", "past_"):
+        columns[which + "kind"] = used_kinds.numbers[columns[which + "kind"]]
+        columns[which + "blob"] = used_blobs.numbers[columns[which + "blob"]]
+    cast = {
+        name: columns[name]
+        if name == "key" or np.dtype(dtype).kind != "u"
+        else narrowed(columns[name].astype("<u8", copy=False))
+        for name, dtype in SCHEMA.items()
+    }
     return cast, Lists(
-        [blobs[n] for n in used_blobs.items],
+        [blobs[n - FIRST_BLOB] for n in used_blobs.items[FIRST_BLOB:]],
         [kinds[n] for n in used_kinds.items],
         [texts[n] for n in used_texts.items],
     )

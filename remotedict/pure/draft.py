@@ -30,7 +30,8 @@ class Draft:
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self._items: dict[str, list[Item]] = {}
+        self._waiting: list[Commit] = []  # not looked at yet: often nobody asks any more
+        self._made: dict[str, list[Item]] = {}
         self._locks: dict[str, LockEntry | None] = {}
         self._forgotten: set[str] = set()
         self._drops: list[Drop] = []
@@ -41,13 +42,24 @@ class Draft:
     def copy(self) -> Draft:
         """Return a draft that goes its own way from here."""
         other = Draft(self.state)
-        other._items = {key: [*items] for key, items in self._items.items()}
+        other._made = {key: [*items] for key, items in self._items.items()}
         other._locks = dict(self._locks)
         other._forgotten = set(self._forgotten)
         other._drops = [*self._drops]
         other._next_order = self._next_order
         other.own = set(self.own)
         return other
+
+    @property
+    def _items(self) -> dict[str, list[Item]]:
+        """What the commits so far make of each key that they change."""
+        waiting, self._waiting = self._waiting, []
+        for commit in waiting:
+            stamp = Stamp.of(commit)
+            for change in commit.changes:
+                if not isinstance(change, Lock | Unlock | Drop):
+                    self._add(change, stamp)
+        return self._made
 
     def changed(self, since: int) -> Iterator[str]:
         """Return the keys that will have changed after commit `since`."""
@@ -56,7 +68,8 @@ class Draft:
 
     def item(self, key: str) -> Item | None:
         """Return what will be known of `key`."""
-        return self._items[key][-1] if key in self._items else self.state.item(key)
+        items = self._items.get(key)
+        return items[-1] if items else self.state.item(key)
 
     def get(self, key: str) -> Entry | None:
         """Return the entry that `key` will have, or None."""
@@ -68,10 +81,17 @@ class Draft:
         item = self.item(key)
         return item.version if item else 0
 
+    def versions(self, keys: Sequence[str]) -> dict[str, int]:
+        """Return how often each of these keys will have been set or deleted."""
+        made = self._items
+        versions = dict(zip(keys, self.state.versions(keys), strict=True))
+        return versions | {key: made[key][-1].version for key in versions if key in made}
+
     def listed(self, key: str) -> Sequence[Item]:
         """Return all that will be listed of `key`, oldest first."""
+        made = self._items.get(key, ())
         old = [] if key in self._forgotten else self.state.listed(key)
-        new = [item for item in self._items.get(key, ()) if item.version]
+        new = [item for item in made if item.version]
         items: Sequence[Item] = [*old, *new]
         for drop in self._drops:
             items = kept(items, drop)
@@ -94,9 +114,10 @@ class Draft:
                 yield key
 
     def _untouched(self, key: str) -> bool:
-        if key not in self._items:
+        items = self._items.get(key)
+        if not items:
             return True
-        item = self._items[key][-1]
+        item = items[-1]
         return isinstance(item, Entry) and item.order < self._first_order
 
     def _added(self) -> list[str]:
@@ -109,23 +130,23 @@ class Draft:
 
     def add(self, commit: Commit) -> None:
         """Take `commit` as made."""
-        stamp = Stamp.of(commit)
+        self._waiting.append(commit)
         for change in commit.changes:
             if isinstance(change, Lock | Unlock):
                 self._locks[change.key] = locked(change, commit)
             elif isinstance(change, Drop):
                 self._drops.append(change)
-            else:
-                self._add(change, stamp)
 
     def _add(self, change: Set | Delete | Annotate | Forget, stamp: Stamp) -> None:
         key = change.key
-        new = advanced(self.item(key), change, stamp, self._next_order)
+        items = self._made.get(key)
+        old = items[-1] if items else self.state.item(key)
+        new = advanced(old, change, stamp, self._next_order)
         self._next_order += 1
         if isinstance(change, Forget):
             self._forgotten.add(key)
-            self._items[key] = []
-        items = self._items.setdefault(key, [])
+            self._made[key] = []
+        items = self._made.setdefault(key, [])
         if isinstance(change, Annotate) and items and items[-1].stamp == stamp:
             items[-1] = new  # part of what set it
         else:
@@ -134,19 +155,17 @@ class Draft:
 
 def versioned(changes: Sequence[Change], draft: Draft) -> list[Change]:
     """Return the changes of one commit on the state that `draft` has, with their versions."""
-    versions: dict[str, int] = {}
+    counted = [change for change in changes if isinstance(change, Set | Delete | Annotate)]
+    versions = draft.versions([change.key for change in counted])
     numbered: list[Change] = []
     for change in changes:
-        if isinstance(change, Set | Delete):
-            key = change.key
-            before = versions[key] if key in versions else draft.version(key)
-            versions[key] = before + 1
-        elif isinstance(change, Forget):
+        if isinstance(change, Forget):
             versions[change.key] = 0
-        if isinstance(change, Set | Delete | Annotate):
-            key = change.key
-            version = versions[key] if key in versions else draft.version(key)
-            numbered.append(replace(change, version=version))
-        else:
+        if not isinstance(change, Set | Delete | Annotate):
             numbered.append(change)
+            continue
+        version = versions[change.key]
+        if not isinstance(change, Annotate):
+            version = versions[change.key] = version + 1
+        numbered.append(change if change.version == version else replace(change, version=version))
     return numbered

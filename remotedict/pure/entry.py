@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from remotedict.pure.records import Commit, Drop
 
 
-class Stamp(msgspec.Struct, frozen=True):
+class Stamp(msgspec.Struct, frozen=True, gc=False):
     """Who changed something, when and why: a commit without its changes."""
 
     id: bytes
@@ -30,7 +30,7 @@ class Stamp(msgspec.Struct, frozen=True):
         return cls(commit.id, commit.seq, commit.time, commit.author, commit.comment)
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """A key that is there: one of its generations, and its metadata.
 
     `stamp` is the commit that made it so, `written` the one that set the value: another one when
@@ -80,7 +80,7 @@ class Entry(msgspec.Struct, frozen=True):
         return self.place if isinstance(self.place, int) else len(self.place)
 
 
-class Tombstone(msgspec.Struct, frozen=True):
+class Tombstone(msgspec.Struct, frozen=True, gc=False):
     """What is kept of a deleted key: its version never goes back; 0 for a forgotten one."""
 
     version: int

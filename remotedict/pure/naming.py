@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from remotedict.errors import CredentialsError, InvalidKeyError, InvalidNameError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 # A file of this name can't be made on Windows, whatever its extension.
 _DEVICES = frozenset(
@@ -16,6 +19,9 @@ _DEVICES = frozenset(
 _ESCAPED_MAX = 120  # leaves room for a folder, a root path and the generation in 260 (Windows)
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 _ESCAPES = [chr(b) if b in _PLAIN else f"={b:02X}" for b in range(256)]
+_BETWEEN = "\udc00"
+_FEW = 64
+_ODD = re.compile(rf"[^A-Za-z0-9_{_BETWEEN}-]")
 _ODD_EDGE = re.compile(r"\.\.|^[.~ ]|[. ]$")
 _SPECIAL = re.compile(r'[<>:"|?*#%]')
 _FOLDER_MAX = 200
@@ -101,7 +107,28 @@ def escape(key: str) -> str:
     'run=201=2Floss'
     """
     raw = key.encode()
-    text = "".join([_ESCAPES[b] for b in raw])
+    return _fitted("".join([_ESCAPES[b] for b in raw]), raw)
+
+
+def escape_all(keys: Sequence[str]) -> list[str]:
+    """Return the forms in which many keys appear in blob names."""
+    # No key has a lone surrogate: it may stand between them.
+    joined = _BETWEEN.join(keys)
+    odd = {*_ODD.findall(joined)}
+    if len(odd) > _FEW:
+        return [escape(key) for key in keys]
+    for char in sorted(odd, key="=".__ne__):  # it is what escapes begin with
+        joined = joined.replace(char, "".join([_ESCAPES[b] for b in char.encode()]))
+    return [
+        text
+        if len(text) <= _ESCAPED_MAX and text.lower() not in _DEVICES
+        else _fitted(text, key.encode())
+        for text, key in zip(joined.split(_BETWEEN), keys, strict=True)
+    ]
+
+
+def _fitted(text: str, raw: bytes) -> str:
+    """Return an escaped key in a form that every store can have."""
     if text.lower() in _DEVICES:
         text = f"={raw[0]:02X}{text[1:]}"
     if len(text) > _ESCAPED_MAX:
@@ -147,6 +174,11 @@ class Layout:
         """Return the path of the blob that `reference` names."""
         kind, _, name = reference.partition(":")
         return self._prefixes[kind] + name
+
+    def paths(self, references: Iterable[str]) -> list[str]:
+        """Return the paths of blobs by their references; for "" that of the index."""
+        prefixes, index = self._prefixes, self.index
+        return [prefixes[ref[0]] + ref[2:] if ref else index for ref in references]
 
     def lock(self, key: str) -> str:
         """Return the path of the blob whose lease guards `key`."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    Buffer = bytes | bytearray | memoryview
+Buffer = bytes | bytearray | memoryview
 
 
 class Pieces:
@@ -45,3 +45,7 @@ class Pieces:
     def __bytes__(self) -> bytes:
         """Join them."""
         return b"".join(self._buffers)
+
+
+Stored = Buffer | Pieces
+"""Bytes as they came from the store."""

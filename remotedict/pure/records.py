@@ -17,7 +17,7 @@ from remotedict.errors import CorruptBlobError, FormatVersionError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from remotedict.pure.frames import Buffer
+    from remotedict.pure.lz4 import Buffer
 
 FORMAT_VERSION = 1
 FEATURES: frozenset[str] = frozenset()
@@ -29,8 +29,11 @@ _MAGIC = b"RDct"
 INDEX, SEGMENT, CHECKPOINT, LOG = 1, 2, 3, 4
 
 
-class Record(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
-    """The base of all records: a msgpack array of the fields in their order."""
+class Record(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True, gc=False):
+    """The base of all records: a msgpack array of the fields in their order.
+
+    They are trees, and a commit may have a million: the garbage collector need not visit them.
+    """
 
 
 Id = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
@@ -233,10 +236,11 @@ class Log(Record, frozen=True):
 
 
 class Column(Record, frozen=True):
-    """One column of a checkpoint: an LZ4 frame in its data area."""
+    """One column of a checkpoint, as `packing` says; as it is where LZ4 can't make it smaller."""
 
     name: str
     dtype: str
+    coding: Count
     stored: Count
     size: Count
 

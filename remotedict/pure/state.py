@@ -9,10 +9,12 @@ that a view may look back beyond the base as well.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+import itertools
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from msgspec.structs import replace
 
+from remotedict.pure import merging
 from remotedict.pure.entry import Entry, Item, Stamp, Tombstone
 from remotedict.pure.records import (
     Annotate,
@@ -32,12 +34,16 @@ from remotedict.pure.table import Table
 from remotedict.pure.table import decode as decode_table
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 RECENT_IDS = 1024
 """How many ids of commits a checkpoint carries, for writers in doubt about theirs."""
 
 _REBASE_MIN = 4096
+_REBASE_SHARE = 8  # changes outgrow a base that isn't so many times as large
+
+# So many keys are taken from the base at once: few at first, for who wants only the first one.
+_FIRST_BLOCK, _BLOCK = 64, 4096
 
 _V = TypeVar("_V")
 
@@ -95,6 +101,10 @@ class _Growth:
         # number are dead; and all from the second to the third.
         self.dead_front = (tip, 0)
         self.dead_back = (tip, 0, 0)
+
+    def outgrown_by(self, changes: int) -> bool:
+        """Tell whether so many more changes outgrow the base."""
+        return self.size + changes > max(_REBASE_MIN, self.base.rows // _REBASE_SHARE)
 
 
 def advanced(
@@ -172,14 +182,12 @@ class State:
     def item(self, key: str) -> Item | None:
         """Return what is known of `key`, be it deleted."""
         found = self._grown.entries.at(self.seq, key)
-        if found is not None:
-            return found
-        base = self._grown.base
-        row = base.find(key)
-        if row < 0:
-            return None
+        return self._in_base(key, self.seq) if found is None else found
+
+    def _in_base(self, key: str, seq: int) -> Item | None:
+        row = self._grown.base.find(key)
         # A forgotten key is in the base at once, with a newer stamp; before it there is nothing.
-        return base.at(row, self.seq)
+        return None if row < 0 else self._grown.base.at(row, seq)
 
     def listed(self, key: str) -> list[Item]:
         """Return all that is listed of `key`, oldest first: what it was, and what it is."""
@@ -200,8 +208,8 @@ class State:
     def known_keys(self) -> list[str]:
         """Return all keys of which anything is known, also deleted ones, in no order."""
         base = self._grown.base
-        rows = range(base.rows + base.tombstones)
-        return list(dict.fromkeys([*map(base.key, rows), *self._grown.entries.of]))
+        keys = base.keys(0, base.rows + base.tombstones)
+        return list(dict.fromkeys([*keys, *self._grown.entries.of]))
 
     def stamps(self) -> Iterator[Stamp]:
         """Return the commits that made what is listed, in no order, some of them repeatedly."""
@@ -210,34 +218,102 @@ class State:
             for _, item in list(chain):
                 yield item.stamp
 
+    def entries(self, keys: Sequence[str]) -> list[Entry | None]:
+        """Return the entries of many keys, or None for each that isn't there."""
+        grown, base = self._grown, self._grown.base
+        if self._beyond_base:
+            return [self.get(key) for key in keys]
+        touched = grown.entries.of
+        if touched and not touched.keys().isdisjoint(keys):
+            found = {key: self.get(key) for key in keys if key in touched}
+            rest = iter(self.entries([key for key in keys if key not in found]))
+            return [found[key] if key in found else next(rest) for key in keys]
+        rows = base.find_all(keys)
+        there = (rows >= 0) & (rows < base.rows)
+        if there.all():
+            return [*base.entries(rows)]
+        entries = iter(base.entries(rows[there]))
+        return [next(entries) if one else None for one in there.tolist()]
+
     def get(self, key: str) -> Entry | None:
         """Return the entry of `key`, or None."""
         item = self.item(key)
         return item if isinstance(item, Entry) else None
 
     def __contains__(self, key: str) -> bool:
-        return self.get(key) is not None
+        grown = self._grown
+        if self._beyond_base or key in grown.entries.of:
+            return self.get(key) is not None
+        return 0 <= grown.base.find(key) < grown.base.rows
 
     def version(self, key: str) -> int:
         """Return how often `key` was set or deleted."""
         item = self.item(key)
         return item.version if item else 0
 
+    def versions(self, keys: Sequence[str]) -> list[int]:
+        """Return how often each of many keys was set or deleted."""
+        grown, base = self._grown, self._grown.base
+        touched = grown.entries.of
+        if self._beyond_base or (touched and not touched.keys().isdisjoint(keys)):
+            return [self.version(key) for key in keys]
+        return base.versions(base.find_all(keys))
+
     def __iter__(self) -> Iterator[str]:
         """Iterate over the keys in insertion order."""
-        grown, first = self._grown, True
+        return itertools.chain.from_iterable(self.blocks())
+
+    def blocks(self) -> Iterator[list[str]]:
+        """Yield the keys in insertion order, many at a time."""
+        return (keys for keys, _ in self._walk())
+
+    def references(self) -> Iterator[tuple[list[str], list[str]]]:
+        """Yield the keys, many at a time, and which blob has the value of each; "" for none."""
+        base = self._grown.base
+        for keys, row in self._walk():
+            if row >= 0:
+                yield keys, base.references(keys, row)
+            else:
+                entries = zip(keys, self.entries(keys), strict=True)
+                yield keys, [(entry and entry.blob(key)) or "" for key, entry in entries]
+
+    def _walk(self) -> Iterator[tuple[list[str], int]]:
+        """Yield the keys in insertion order, many at a time.
+
+        With each the row of the first, if they are neighbours in the base and haven't changed
+        since; else -1.
+        """
+        grown, base, first = self._grown, self._grown.base, True
         if self._beyond_base:
-            yield from grown.base.standing(self.seq)
+            yield base.standing(self.seq), -1
             return
         since, front = grown.dead_front
-        end = grown.base.rows + len(grown.inserted)
-        for at in range(front if since <= self.seq else 0, end):
-            key = self._standing(at)
-            if key is not None:
+        at, size = (front if since <= self.seq else 0), _FIRST_BLOCK
+        while at < base.rows + len(grown.inserted):
+            start, row = at, -1
+            if at < base.rows:
+                keys = base.keys(at, min(at + size, base.rows))
+                at += len(keys)
+                # What another thread adds meanwhile is newer: this view doesn't want it.
+                touched = grown.entries.of
+                if not touched or touched.keys().isdisjoint(keys):
+                    row = start
+                else:
+                    keys = [
+                        key
+                        for n, key in enumerate(keys, start)
+                        if key not in touched or self._standing(n) is not None
+                    ]
+            else:
+                at = min(at + size, base.rows + len(grown.inserted))
+                standing = map(self._standing, range(start, at))
+                keys = [key for key in standing if key is not None]
+            size = min(2 * size, _BLOCK)
+            if keys:
                 if first and self.seq == grown.tip:
-                    grown.dead_front = (self.seq, at)
+                    grown.dead_front = (self.seq, start)
                 first = False
-                yield key
+                yield keys, row
 
     def __reversed__(self) -> Iterator[str]:
         grown, first = self._grown, True
@@ -308,7 +384,10 @@ class State:
         if grown.tip != self.seq:
             # Somebody has applied another commit to this very state: part ways.
             return self.rebased().apply(commit)
-        count, stamp = len(self), Stamp.of(commit)
+        stamp = Stamp.of(commit)
+        if self._is_bulk(commit):
+            return self._apply_bulk(cast("list[Set]", commit.changes), stamp)
+        count = len(self)
         for change in commit.changes:
             count += self._change(change, commit, stamp)
         grown.size += len(commit.changes)
@@ -323,6 +402,32 @@ class State:
                 after = after.rebased(drop=change)
         return after
 
+    def _is_bulk(self, commit: Commit) -> bool:
+        """Tell whether a commit is so large that it had better go to a new base at once."""
+        changes = commit.changes
+        return (
+            self._grown.outgrown_by(len(changes))
+            and all(type(c) is Set and type(c.place) is not bytes for c in changes)
+            and len({cast("Set", change).key for change in changes}) == len(changes)
+            and self._before_inline() == self.seq
+        )
+
+    def _apply_bulk(self, sets: Sequence[Set], stamp: Stamp) -> State:
+        """Return the state after a commit of which no key becomes an object."""
+        before = self.rebased() if self._grown.size else self
+        grown = before._grown  # noqa: SLF001
+        table, added = merging.extended(grown.base, sets, stamp, grown.next_order)
+        ids = [*self._recent(), stamp.id]
+        order = grown.next_order + added
+        new = _Growth(table, stamp.seq, stamp.seq, ids, order, grown.floor)
+        return before._on(new, stamp.seq, stamp.id, table.rows)  # noqa: SLF001
+
+    def _on(self, grown: _Growth, seq: int, head: bytes, count: int | None) -> State:
+        """Return a state of other growth, which has the locks of this one."""
+        for key, lock in self.locks.items():
+            grown.locks.add(seq, key, lock)
+        return State(grown, seq, head, count)
+
     def _change(self, change: Change, commit: Commit, stamp: Stamp) -> int:
         """Add one change to what has grown; return by how much the number of keys changes."""
         grown, seq = self._grown, commit.seq
@@ -332,7 +437,8 @@ class State:
             grown.locks.add(seq, change.key, locked(change, commit))
             return 0
         key = change.key
-        old = State(grown, seq, b"", None).item(key)
+        since = grown.entries.of.get(key)
+        old = since[-1][1] if since else self._in_base(key, seq)
         new = advanced(old, change, stamp, grown.next_order)
         if isinstance(new, Entry) and new.order == grown.next_order:
             grown.inserted.append((seq, new.order, key))
@@ -364,7 +470,7 @@ class State:
 
     def due_for_rebase(self) -> bool:
         """Tell whether the changes since the base have outgrown it."""
-        return self._grown.size > max(_REBASE_MIN, self._grown.base.rows)
+        return self._grown.outgrown_by(0)
 
     def rebased(self, *, forgotten: Collection[str] = (), drop: Drop | None = None) -> State:
         """Return the same state on a base of its own, or what a Forget or Drop makes of it.
@@ -387,7 +493,7 @@ class State:
                 settled[key] = early
             if late := [(seq, item) for seq, item in items if seq > cut]:
                 later.of[key] = late
-        table, floor = grown.base.updated(settled, forgotten), grown.floor
+        table, floor = merging.updated(grown.base, settled, forgotten), grown.floor
         if drop:
             table, dropped = table.pruned(drop.before, drop.versions)
             floor = max(floor, dropped)
@@ -399,9 +505,7 @@ class State:
             for seq, order, key in grown.inserted
             if cut < seq <= self.seq and key in later.of
         ]
-        for key, lock in self.locks.items():
-            new.locks.add(self.seq, key, lock)
-        return State(new, self.seq, self.head, self._count)
+        return self._on(new, self.seq, self.head, self._count)
 
     @property
     def _next_order(self) -> int:
@@ -467,17 +571,23 @@ class State:
             grown.next_order,
             grown.floor,
         )
-        for key, lock in self.locks.items():
-            new.locks.add(self.seq, key, lock)
-        return State(new, self.seq, self.head, self._count)
+        return self._on(new, self.seq, self.head, self._count)
 
     def checkpoint(
-        self, dictionary: bytes, incarnation: bytes, previous: str, horizon: int
+        self,
+        dictionary: bytes,
+        incarnation: bytes,
+        previous: str,
+        horizon: int,
+        run: Callable[..., Iterable[Any]] = map,
     ) -> tuple[Checkpoint, list[bytes]]:
-        """Return the record of this state, and its data. No value may be inline."""
+        """Return the record of this state, and its data. No value may be inline.
+
+        `run` is like `map`, and may be parallel.
+        """
         grown = self.rebased()._grown  # noqa: SLF001
         assert not grown.entries.of, "inline values in a checkpoint"  # noqa: S101
-        table, data = grown.base.encode()
+        table, data = grown.base.encode(run)
         record = Checkpoint(
             dictionary=dictionary,
             incarnation=incarnation,

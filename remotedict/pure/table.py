@@ -1,38 +1,46 @@
-"""Columns: the entries of a checkpoint, a few bytes a key instead of an object a key."""
+"""Tables: the entries of a checkpoint, a few bytes a key instead of an object a key."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
 
 from remotedict.errors import CorruptBlobError
-from remotedict.pure import lz4
+from remotedict.pure import naming
 from remotedict.pure.columns import (
+    FIRST_BLOB,
     GONE,
     ITEM,
     KEYS,
     OWN,
     PAST,
-    PAST_ITEM,
     SCHEMA,
     STAMP,
     STAMPS,
     TEXTS,
     VALUE,
-    Interner,
+    Lazy,
     Lists,
     compacted,
     numbered,
 )
 from remotedict.pure.entry import Entry, Item, Stamp, Tombstone
-from remotedict.pure.records import Column, Facts, Range, TableRecord
+from remotedict.pure.packing import ALIGNMENT, PROGRESSION, counted, pack, unpack
+from remotedict.pure.records import Facts, Range, TableRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-    from remotedict.pure.columns import Array, Columns
+    from remotedict.pure.columns import Columns
+    from remotedict.pure.packing import Array
+    from remotedict.pure.records import Column
+
+_FEW = 16  # so many keys are looked up sooner one by one
+_STAMPS_AT_HAND = 4096  # of commits, as objects
 
 
 class Table:
@@ -42,51 +50,137 @@ class Table:
     in the sorted hashes of the keys. Thread-safe.
     """
 
-    def __init__(self, columns: Columns, lists: Lists) -> None:
-        self._c = columns
-        self._lists = lists
-        self._text = memoryview(columns["key"].tobytes())
-        self.rows = len(columns["generation"])
-        self.tombstones = len(columns["key_end"]) - self.rows
-        self.past = len(columns["past_of"])
+    def __init__(self, columns: Columns, lists: Lists, rows: int, keys: int, past: int) -> None:
+        self.columns = columns
+        self.lists = lists
+        self.rows = rows
+        self.tombstones = keys - rows
+        self.past = past
+        self._stamps: dict[int, Stamp] = {}
+        self._views: dict[str, memoryview] = {}
+
+    @classmethod
+    def of(cls, columns: Columns, lists: Lists) -> Table:
+        """Return the table that has these columns."""
+        rows, keys = len(columns["generation"]), len(columns["key_end"])
+        return cls(columns, lists, rows, keys, len(columns["past_of"]))
 
     @classmethod
     def empty(cls) -> Table:
         """Return the table of nothing."""
-        return cls({name: np.empty(0, dtype) for name, dtype in SCHEMA.items()}, Lists([], [], []))
+        columns = {name: np.empty(0, dtype) for name, dtype in SCHEMA.items()}
+        return cls.of(columns, Lists([], [], []))
 
     # -- looking up -------------------------------------------------------------------------
 
+    def _view(self, name: str) -> memoryview:
+        """Return a column to take single numbers from, which numpy is slow at."""
+        view = self._views.get(name)
+        if view is None:
+            column = self.columns[name]
+            bytewise = column.view(np.uint8) if column.dtype.kind == "V" else column
+            view = self._views[name] = bytewise.data
+        return view
+
     def find(self, key: str) -> int:
         """Return the row of `key` (a deleted one's is `rows` or more), or -1."""
-        hashes, raw = self._c["hash"], key.encode()
-        wanted = np.uint64(xxhash.xxh3_64_intdigest(raw))
-        at = int(np.searchsorted(hashes, wanted))
-        while at < len(hashes) and hashes[at] == wanted:
-            row = int(self._c["hash_row"][at])
-            if self._raw(row) == raw:
+        hashes, rows, text, ends = self._finder
+        raw = key.encode()
+        wanted = digest(raw)
+        for at in range(bisect_left(hashes, wanted), len(hashes)):
+            if hashes[at] != wanted:
+                break
+            row: int = rows[at]
+            if text[ends[row - 1] if row else 0 : ends[row]] == raw:
                 return row
-            at += 1
         return -1
+
+    @cached_property
+    def _finder(self) -> tuple[memoryview, ...]:
+        return tuple(self._view(name) for name in ("hash", "hash_row", "key", "key_end"))
+
+    def find_all(self, keys: Sequence[str]) -> Array:
+        """Return the rows of many keys, -1 for each that isn't there."""
+        if len(keys) < _FEW or not len(self.columns["hash"]):
+            return np.array([self.find(key) for key in keys], np.int64)
+        raws = [key.encode() for key in keys]
+        hashes, wanted = self.columns["hash"], digests(raws)
+        at = hashes.searchsorted(wanted.astype(hashes.dtype, copy=False))
+        np.minimum(at, len(hashes) - 1, out=at)
+        rows = self.columns["hash_row"][at].astype(np.int64)
+        ends = self.columns["key_end"]
+        stops = ends[rows].tolist()
+        starts = np.where(rows > 0, ends[rows - 1], 0).tolist()
+        text = self._view("key")
+        found = hashes[at] == wanted
+        for n in np.flatnonzero(found).tolist():
+            if text[starts[n] : stops[n]] != raws[n]:  # another key of the same hash
+                rows[n] = self.find(keys[n])
+        rows[~found] = -1
+        return rows
 
     def key(self, row: int) -> str:
         """Return the key of a row."""
         return str(self._raw(row), "utf-8")
 
+    def keys(self, start: int, stop: int) -> list[str]:
+        """Return the keys of neighbouring rows."""
+        if start >= stop:
+            return []
+        first = self._view("key_end")[start - 1] if start else 0
+        ends = (self.columns["key_end"][start:stop] - first).tolist()
+        raw = bytes(self._view("key")[first : first + ends[-1]])
+        text = str(raw, "utf-8")
+        if len(text) == len(raw):
+            return [text[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+        return [str(raw[a:b], "utf-8") for a, b in zip([0, *ends], ends, strict=False)]
+
+    def keys_of(self, rows: Array) -> list[str]:
+        """Return the keys of some rows."""
+        return list(map(self.key, rows.tolist()))
+
     def order(self, row: int) -> int:
         """Return the place in the iteration of a live row."""
-        return int(self._c["order"][row])
-
-    def get(self, key: str) -> Item | None:
-        """Return what is known of `key`."""
-        row = self.find(key)
-        return None if row < 0 else self.item(row)
+        return int(self._view("order")[row])
 
     def item(self, row: int) -> Item:
         """Return what the key of a row is now."""
         if row < self.rows:
             return self._entry("", row)
-        return Tombstone(int(self._c["version"][row]), self._stamp(self._c["stamp"][row]))
+        return Tombstone(self._view("version")[row], self._stamp(self._view("stamp")[row]))
+
+    def entries(self, rows: Array) -> list[Entry]:
+        """Return what the keys of some live rows are now."""
+        lists = [self.columns[name][rows].tolist() for name in _SINGLE]
+        raw = self.columns["generation"][rows].tobytes()
+        generations = [raw[at : at + 16] for at in range(0, len(raw), 16)]
+        return list(map(self._made, generations, *lists))
+
+    def versions(self, rows: Array) -> list[int]:
+        """Return the versions of some rows, 0 for -1."""
+        if not len(self.columns["version"]):
+            return [0] * len(rows)
+        versions: list[int] = np.where(rows >= 0, self.columns["version"][rows], 0).tolist()
+        return versions
+
+    def references(self, keys: Sequence[str], start: int) -> list[str]:
+        """Return which blobs have the values of neighbouring live rows, whose keys are given."""
+        rows = slice(start, start + len(keys))
+        numbers = self.columns["blob"][rows]
+        named: list[str] = self._blobs[numbers].tolist()
+        own = numbers == OWN
+        if own.any():
+            which = np.flatnonzero(own)
+            hexes = self.columns["generation"][rows][which].tobytes().hex()
+            born = self.columns["born"][rows][which].tolist()
+            names = naming.escape_all([keys[n] for n in which.tolist()])
+            for at, (n, name) in enumerate(zip(which.tolist(), names, strict=True)):
+                named[n] = f"v:{name}/{born[at]:012d}-{hexes[32 * at : 32 * at + 32]}"
+        return named
+
+    @cached_property
+    def _blobs(self) -> Array:
+        return np.array([""] * FIRST_BLOB + self.lists.blobs, object)
 
     def at(self, row: int, seq: int) -> Item | None:
         """Return what the key of a row was as of commit `seq`."""
@@ -101,160 +195,115 @@ class Table:
         """Return all that is listed of the key of a row, oldest first."""
         return [*map(self._past_item, self._past(row)), self.item(row)]
 
-    def standing(self, seq: int) -> Iterator[str]:
+    def standing(self, seq: int) -> list[str]:
         """Return the keys that were there as of commit `seq`, in insertion order."""
-        found = []
-        for row in range(self.rows + self.tombstones):
-            item = self.at(row, seq)
-            if isinstance(item, Entry):
-                found.append((item.order, row))
-        return (self.key(row) for _, row in sorted(found))
+        c = self.columns
+        since, past_since = c["stamp_seq"][c["stamp"]], c["stamp_seq"][c["past_stamp"]]
+        still = np.flatnonzero(since[: self.rows] <= seq)
+        # The newest past item that isn't newer, of each key that has changed since.
+        early = np.flatnonzero((past_since <= seq) & (since[c["past_of"]] > seq))
+        of = c["past_of"][early]
+        then = early[np.append(of[1:] != of[:-1], True)[: len(of)]]
+        then = then[c["past_blob"][then] != GONE]
+        rows = np.concatenate([still, c["past_of"][then].astype(np.int64)])
+        order = np.concatenate([c["order"][still], c["past_order"][then]])
+        return self.keys_of(rows[np.argsort(order)])
 
     def changed(self, seq: int) -> Iterator[str]:
         """Return the keys that have changed since commit `seq`."""
-        since = self._c["stamp_seq"][self._c["stamp"]]
-        return (self.key(int(row)) for row in np.flatnonzero(since > seq))
+        late = np.flatnonzero(self.columns["stamp_seq"] > seq)
+        if not len(late):
+            return iter(())
+        return iter(self.keys_of(np.flatnonzero(np.isin(self.columns["stamp"], late))))
 
     def stamps(self) -> Iterator[Stamp]:
         """Return all commits that are named."""
-        return map(self._stamp, range(len(self._c["stamp_seq"])))
+        return map(self._stamp, range(len(self.columns["stamp_seq"])))
 
     def _raw(self, row: int) -> memoryview:
-        ends = self._c["key_end"]
-        return self._text[int(ends[row - 1]) if row else 0 : int(ends[row])]
+        ends = self._view("key_end")
+        return self._view("key")[ends[row - 1] if row else 0 : ends[row]]
 
     def _past(self, row: int) -> range:
-        of = self._c["past_of"]
-        return range(int(np.searchsorted(of, row)), int(np.searchsorted(of, row, "right")))
+        of = self._view("past_of")
+        return range(bisect_left(of, row), bisect_left(of, row + 1))
 
     def _past_item(self, n: int) -> Item:
-        if self._c["past_blob"][n] == GONE:
-            version = int(self._c["past_version"][n])
-            return Tombstone(version, self._stamp(self._c["past_stamp"][n]))
+        if self._view("past_blob")[n] == GONE:
+            stamp = self._stamp(self._view("past_stamp")[n])
+            return Tombstone(self._view("past_version")[n], stamp)
         return self._entry("past_", n)
 
     def _since(self, column: str, n: int) -> int:
-        return int(self._c["stamp_seq"][self._c[column][n]])
+        return int(self._view("stamp_seq")[self._view(column)[n]])
 
-    def _stamp(self, number: Any) -> Stamp:
-        c = self._c
-        return Stamp(
-            c["stamp_id"][number].tobytes(),
-            int(c["stamp_seq"][number]),
-            int(c["stamp_time"][number]),
-            self._lists.texts[c["stamp_author"][number]],
-            self._lists.texts[c["stamp_comment"][number]],
-        )
+    def _stamp(self, number: int) -> Stamp:
+        stamp = self._stamps.get(number)
+        if stamp is None:
+            if len(self._stamps) >= _STAMPS_AT_HAND:
+                self._stamps.clear()
+            texts = self.lists.texts
+            stamp = self._stamps[number] = Stamp(
+                bytes(self._view("stamp_id")[16 * number : 16 * number + 16]),
+                self._view("stamp_seq")[number],
+                self._view("stamp_time")[number],
+                texts[self._view("stamp_author")[number]],
+                texts[self._view("stamp_comment")[number]],
+            )
+        return stamp
 
     def _entry(self, which: str, n: int) -> Entry:
-        def column(name: str) -> Any:
-            return self._c[which + name][n]
+        generations, *views = self._past_values if which else self._values
+        return self._made(bytes(generations[16 * n : 16 * n + 16]), *[view[n] for view in views])
 
-        blob, length = int(column("blob")), int(column("length"))
-        kind = self._lists.kinds[column("kind")]
-        stamp = self._stamp(column("stamp"))
-        same = column("written") == column("stamp")
+    @cached_property
+    def _values(self) -> list[memoryview]:
+        return [self._view(name) for name in ("generation", *_SINGLE)]
+
+    @cached_property
+    def _past_values(self) -> list[memoryview]:
+        return [self._view(f"past_{name}") for name in ("generation", *_SINGLE)]
+
+    def _made(
+        self,
+        generation: bytes,
+        version: int,
+        stamp: int,
+        order: int,
+        born: int,
+        blob: int,
+        offset: int,
+        length: int,
+        kind: int,
+        nbytes: int,
+        metadata: int,
+        written: int,
+    ) -> Entry:
+        """Return the entry of a row."""
+        name, shape, dtype = self.lists.kinds[kind]
+        made = self._stamp(stamp)
         return Entry(
-            version=int(column("version")),
-            generation=column("generation").tobytes(),
-            born=int(column("born")),
-            place=length
-            if blob == OWN
-            else Range(self._lists.blobs[blob], int(column("offset")), length),
-            facts=Facts(kind[0], int(column("nbytes")), kind[1], kind[2]),
-            metadata=self._lists.texts[column("metadata")],
-            written=stamp if same else self._stamp(column("written")),
-            stamp=stamp,
-            order=int(column("order")),
+            version,
+            generation,
+            born,
+            length if blob == OWN else Range(self.lists.blobs[blob - FIRST_BLOB], offset, length),
+            Facts(name, nbytes, shape, dtype),
+            self.lists.texts[metadata],
+            made if written == stamp else self._stamp(written),
+            made,
+            order,
         )
 
-    # -- changing ---------------------------------------------------------------------------
-
-    def updated(
-        self, changes: Mapping[str, Sequence[Item]], forgotten: Collection[str] = ()
-    ) -> Table:
-        """Return a new table with `changes` made; none of them may be inline.
-
-        Parameters
-        ----------
-        changes : mapping
-            For each key what it became, one after the other: the last is what it is now, and all
-            before, with what is here, join the past.
-        forgotten : collection
-            Those of the keys that have no past.
-        """
-        moves = _Moves(self, changes, forgotten)
-        intern = Interner(self._c, self._lists)
-        live = moves.keep[: self.rows]
-        dead = moves.keep[self.rows :]
-        columns: Columns = {}
-        new = intern.columns([entry for _, entry in moves.added])
-        stones = intern.columns([stone for _, stone in moves.gone])
-        over = intern.columns([entry for _, entry in moves.replaced])
-        at = np.array([row for row, _ in moves.replaced], np.int64)
-        for name in ITEM | VALUE:
-            column = self._c[name].copy()
-            column[at] = over[name]
-            parts = [column[: self.rows][live], new[name]]
-            if name in ITEM:
-                parts += [column[self.rows :][dead], stones[name]]
-            columns[name] = np.concatenate(parts)
-        columns |= self._merge_keys(moves)
-
-        kept = np.ones(self.past, bool)
-        for row in moves.forgotten:
-            kept[self._past(row)] = False
-        numbers = moves.numbers()
-        past = intern.columns([item for _, item in moves.past])
-        of = np.array([moves.number(key, numbers) for key, _ in moves.past], "<u4")
-        columns["past_of"] = np.concatenate([numbers[self._c["past_of"][kept]], of])
-        for name in PAST_ITEM:
-            columns[name] = np.concatenate([self._c[name][kept], past[name.removeprefix("past_")]])
-        columns |= intern.stamps()
-        since = columns["stamp_seq"][columns["past_stamp"]]
-        sort = np.lexsort((columns["past_version"], since, columns["past_of"]))
-        columns |= {name: columns[name][sort] for name in PAST}
-        return Table(*compacted(columns, intern.lists))
-
-    def _merge_keys(self, moves: _Moves) -> Columns:
-        """Return the columns that hold and find the keys: kept, added, kept dead, newly dead."""
-        keep = moves.keep
-        lengths = np.diff(self._c["key_end"], prepend=np.uint64(0)).astype(np.int64)
-        text = np.frombuffer(self._text, np.uint8)
-        hashes = np.empty(len(keep), "<u8")
-        hashes[self._c["hash_row"]] = self._c["hash"]
-        texts, sizes, digests = [], [], []
-        split = int(lengths[: self.rows].sum())
-        halves = (
-            (text[:split], slice(None, self.rows), [key for key, _ in moves.added]),
-            (text[split:], slice(self.rows, None), [key for key, _ in moves.gone]),
-        )
-        for chars, part, new in halves:
-            kept, raw = keep[part], [key.encode() for key in new]
-            texts += [
-                chars if kept.all() else chars[np.repeat(kept, lengths[part])],
-                np.frombuffer(b"".join(raw), np.uint8),
-            ]
-            sizes += [lengths[part][kept], np.array([len(r) for r in raw], np.int64)]
-            digests += [
-                hashes[part][kept],
-                np.array([xxhash.xxh3_64_intdigest(r) for r in raw], "<u8"),
-            ]
-        digest = np.concatenate(digests)
-        rows = np.argsort(digest, kind="stable").astype("<u4")
-        return {
-            "key": np.concatenate(texts),
-            "key_end": np.cumsum(np.concatenate(sizes)).astype("<u8"),
-            "hash": digest[rows],
-            "hash_row": rows,
-        }
+    # -- what is listed ---------------------------------------------------------------------
 
     def pruned(self, before: int, versions: int) -> tuple[Table, int]:
         """Return the table without old past items, and since when the newest of them was past.
 
         It is what `entry.kept` does for one key, for all of them at once; 0 for nothing dropped.
         """
-        c = self._c
+        c = self.columns
+        if not self.past:
+            return self, 0
         of, version = c["past_of"], c["past_version"].astype(np.int64)
         since = c["stamp_seq"][c["past_stamp"]]
         now = c["stamp_seq"][c["stamp"]]
@@ -269,166 +318,175 @@ class Table:
         if not dropped.any():
             return self, 0
         columns = {name: c[name][~dropped] for name in PAST}
-        pruned = Table(*compacted(c | columns, self._lists))
+        pruned = Table.of(*compacted({**c, **columns}, self.lists))
         return pruned, int(replaced[dropped].max())
 
     def ranges(self, blobs: Collection[str]) -> list[Range]:
         """Return where values, also past ones, lie in these blobs; each place once."""
-        wanted = {n for n, blob in enumerate(self._lists.blobs) if blob in blobs}
+        wanted = self._numbers(blobs)
         found: dict[tuple[int, int], int] = {}
         for which in ("", "past_"):
-            blob, offset, length = (self._c[which + n] for n in ("blob", "offset", "length"))
-            for n in np.flatnonzero(np.isin(blob, list(wanted))):
-                found[int(blob[n]), int(offset[n])] = int(length[n])
-        return [Range(self._lists.blobs[b], o, n) for (b, o), n in sorted(found.items())]
+            blob, offset, length = (self.columns[which + n] for n in ("blob", "offset", "length"))
+            here = np.flatnonzero(np.isin(blob, wanted))
+            places = zip(blob[here].tolist(), offset[here].tolist(), strict=True)
+            found.update(zip(places, length[here].tolist(), strict=True))
+        return [
+            Range(self.lists.blobs[b - FIRST_BLOB], o, n) for (b, o), n in sorted(found.items())
+        ]
+
+    def _numbers(self, blobs: Collection[str]) -> list[int]:
+        return [n for n, blob in enumerate(self.lists.blobs, FIRST_BLOB) if blob in blobs]
 
     def generations(self, wanted: Collection[bytes]) -> set[bytes]:
         """Return those of the generations that are listed, for whatever key."""
         sought = np.frombuffer(b"".join(wanted), "V16")
         found: set[bytes] = set()
         for which in ("", "past_"):
-            column = self._c[which + "generation"]
+            column = self.columns[which + "generation"]
             found.update(one.tobytes() for one in column[np.isin(column, sought)])
         return found
 
     def moved(self, places: Mapping[tuple[str, int], Range]) -> Table:
         """Return the table with other places for the values that begin at these."""
-        blobs = [*self._lists.blobs]
+        blobs = [*self.lists.blobs]
         numbers = {blob: n for n, blob in enumerate(blobs)}
-        columns = dict(self._c)
-        old = {blob for blob, _ in places}
+        columns = dict(self.columns)
+        here = self._numbers({blob for blob, _ in places})
         for which in ("", "past_"):
-            blob, offset = self._c[which + "blob"].copy(), self._c[which + "offset"].copy()
-            here = [numbers[name] for name in old if name in numbers]
-            for n in np.flatnonzero(np.isin(self._c[which + "blob"], here)):
-                place = places.get((blobs[self._c[which + "blob"][n]], int(offset[n])))
+            blob = self.columns[which + "blob"].astype("<u8")
+            offset = self.columns[which + "offset"].astype("<u8")
+            for n in np.flatnonzero(np.isin(blob, here)).tolist():
+                place = places.get((blobs[int(blob[n]) - FIRST_BLOB], int(offset[n])))
                 if place is not None:
-                    blob[n], offset[n] = numbered(numbers, blobs, place.blob), place.offset
+                    blob[n] = FIRST_BLOB + numbered(numbers, blobs, place.blob)
+                    offset[n] = place.offset
             columns |= {which + "blob": blob, which + "offset": offset}
-        return Table(*compacted(columns, self._lists._replace(blobs=blobs)))
+        return Table.of(*compacted(columns, self.lists._replace(blobs=blobs)))
 
     # -- the record -------------------------------------------------------------------------
 
-    def encode(self) -> tuple[TableRecord, list[bytes]]:
-        """Return the record of the table, and the columns as LZ4 blocks."""
+    def encode(self, run: Callable[..., Iterable[Any]] = map) -> tuple[TableRecord, list[bytes]]:
+        """Return the record of the table, and what is stored of its columns.
+
+        `run` is like `map`, and may be parallel.
+        """
         described, data = [], []
-        for name, dtype in SCHEMA.items():
-            raw = np.ascontiguousarray(self._c[name]).view(np.uint8)
-            data.append(lz4.deflate(raw.data))
-            described.append(Column(name, dtype, len(data[-1]), raw.nbytes))
+        for column, packed in run(lambda name: pack(name, self.columns[name]), SCHEMA):
+            described.append(column)
+            data += [packed, bytes(-len(packed) % ALIGNMENT)]
         record = TableRecord(
             rows=self.rows,
             tombstones=self.tombstones,
             past=self.past,
-            stamps=len(self._c["stamp_seq"]),
-            blobs=self._lists.blobs,
-            kinds=self._lists.kinds,
-            texts=self._lists.texts,
+            stamps=len(self.columns["stamp_seq"]),
+            blobs=self.lists.blobs,
+            kinds=self.lists.kinds,
+            texts=self.lists.texts,
             columns=described,
         )
         return record, data
 
 
-class _Moves:
-    """Which rows of a table stay, which are replaced where they are, and which move or are new."""
+_SINGLE = [name for name in ITEM | VALUE if name != "generation"]
 
-    def __init__(
-        self, table: Table, changes: Mapping[str, Sequence[Item]], forgotten: Collection[str]
-    ) -> None:
-        self._table = table
-        self.keep = np.ones(table.rows + table.tombstones, bool)
-        self.replaced: list[tuple[int, Entry]] = []
-        self.added: list[tuple[str, Entry]] = []
-        self.gone: list[tuple[str, Tombstone]] = []
-        self.past: list[tuple[str, Item]] = []
-        self.forgotten: list[int] = []
-        self._row: dict[str, int] = {}
-        for key, items in changes.items():
-            *earlier, last = items
-            row = self._row[key] = table.find(key)
-            if key in forgotten:
-                self.forgotten += [row] if row >= 0 else []
-            elif row >= 0 and (item := table.item(row)).version:
-                self.past.append((key, item))
-            self.past += [(key, item) for item in earlier]
-            if isinstance(last, Entry) and 0 <= row < table.rows and table.order(row) == last.order:
-                self.replaced.append((row, last))
-                continue
-            if row >= 0:
-                self.keep[row] = False
-            if isinstance(last, Entry):
-                self.added.append((key, last))
-            else:
-                self.gone.append((key, last))
-        self.added.sort(key=lambda pair: pair[1].order)
 
-    def numbers(self) -> Array:
-        """Return the new row of each old one."""
-        rows, keep = self._table.rows, self.keep
-        live = int(keep[:rows].sum())
-        numbers = np.empty(len(keep), "<u4")
-        numbers[:rows] = np.cumsum(keep[:rows]) - 1
-        first_dead = live + len(self.added)
-        numbers[rows:] = first_dead + np.cumsum(keep[rows:]) - 1
-        self._new = {key: live + n for n, (key, _) in enumerate(self.added)}
-        newly_dead = first_dead + int(keep[rows:].sum())
-        self._new |= {key: newly_dead + n for n, (key, _) in enumerate(self.gone)}
-        for key, number in self._new.items():
-            if self._row[key] >= 0:
-                numbers[self._row[key]] = number
-        return numbers
+def digest(raw: bytes) -> int:
+    """Return the hash by which a key is found."""
+    return xxhash.xxh3_64_intdigest(raw) >> 32
 
-    def number(self, key: str, numbers: Array) -> int:
-        """Return the new row of a key that changes."""
-        new = self._new.get(key)
-        return int(numbers[self._row[key]]) if new is None else new
+
+def digests(raws: Sequence[bytes]) -> Array:
+    """Return the hashes of many keys."""
+    wide = np.fromiter(map(xxhash.xxh3_64_intdigest, raws), "<u8", len(raws))
+    return (wide >> np.uint64(32)).astype("<u4")
 
 
 def decode(record: TableRecord, data: memoryview, path: str) -> Table:
-    """Return the table whose columns are in `data`; raise CorruptBlobError if they can't be."""
+    """Return the table whose columns are in `data`.
+
+    Each is unpacked, and checked, when it is first needed.
+
+    Raises
+    ------
+    CorruptBlobError
+        Some can't be such columns; also later, from the table, when one turns out to hold others.
+    """
     if [column.name for column in record.columns] != list(SCHEMA):
         raise CorruptBlobError(path, "its columns are not those of this format")
-    counts = dict.fromkeys(KEYS | ITEM, record.rows + record.tombstones)
+    keys = record.rows + record.tombstones
+    counts = dict.fromkeys(KEYS | ITEM, keys)
     counts |= dict.fromkeys(VALUE, record.rows)
     counts |= dict.fromkeys(PAST, record.past)
     counts |= dict.fromkeys(STAMP, record.stamps)
-    columns, at = {}, 0
+    check = _Check(record, path)
+    makers: dict[str, Callable[[], Array]] = {}
+    at = 0
     for column in record.columns:
-        dtype = np.dtype(SCHEMA[column.name])
-        count = counts.get(column.name, column.size)  # of "key" any
-        if column.size != count * dtype.itemsize or column.stored > len(data) - at:
-            raise CorruptBlobError(path, f"column {column.name} has the wrong size")
-        frame = data[at : at + column.stored]
-        at += column.stored
         try:
-            raw = lz4.inflate(frame, column.size)
+            count = counted(column, SCHEMA[column.name])
         except ValueError as exc:
-            raise CorruptBlobError(path, f"column {column.name}: {exc}") from exc
-        columns[column.name] = np.frombuffer(raw, dtype)
-    _check_bounds(columns, record, path)
-    return Table(columns, Lists(record.blobs, record.kinds, record.texts))
+            raise CorruptBlobError(path, str(exc)) from exc
+        wanted = counts.get(column.name, count)  # of "key" any
+        if column.stored > len(data) - at or (count != wanted and column.coding != PROGRESSION):
+            raise CorruptBlobError(path, f"column {column.name} has the wrong size")
+        if column.name == "key" and keys > count:
+            raise CorruptBlobError(path, "it has more keys than letters")
+        frame = data[at : at + column.stored]
+        at += column.stored + -column.stored % ALIGNMENT
+        makers[column.name] = partial(check.unpack, column, frame, wanted)
+    columns = check.columns = Lazy(makers)
+    lists = Lists(record.blobs, record.kinds, record.texts)
+    return Table(columns, lists, record.rows, keys, record.past)
 
 
-def _check_bounds(columns: Columns, record: TableRecord, path: str) -> None:
-    ends = columns["key_end"]
-    if not (np.diff(ends, prepend=np.uint64(0)).astype(np.int64) > 0).all() or (
-        int(ends[-1]) if len(ends) else 0
-    ) != len(columns["key"]):
-        raise CorruptBlobError(path, "its key column doesn't add up")
+class _Check:
+    """Unpacks the columns of a record, and checks each by what it must be."""
+
+    def __init__(self, record: TableRecord, path: str) -> None:
+        keys = record.rows + record.tombstones
+        self._path = path
+        self._limits = {"hash_row": keys, "past_of": keys}
+        self._limits |= dict.fromkeys(TEXTS, len(record.texts))
+        self._limits |= dict.fromkeys(STAMPS, record.stamps)
+        self._limits |= dict.fromkeys(("kind", "past_kind"), len(record.kinds))
+        self._limits |= dict.fromkeys(("blob", "past_blob"), FIRST_BLOB + len(record.blobs))
+        self.columns: Columns = {}
+
+    def unpack(self, column: Column, frame: memoryview, count: int) -> Array:
+        name = column.name
+        try:
+            array = unpack(column, frame, count)
+        except ValueError as exc:
+            raise CorruptBlobError(self._path, f"column {name}: {exc}") from exc
+        if reason := self._wrong(name, array):
+            raise CorruptBlobError(self._path, f"column {name} {reason}")
+        return array
+
+    def _wrong(self, name: str, array: Array) -> str | None:
+        """Return what is wrong with a column, if anything is."""
+        if len(array) and name in self._limits and int(array.max()) >= self._limits[name]:
+            return "points outside its list"
+        if name in {"hash", "past_of"} and (array[1:] < array[:-1]).any():
+            return "isn't in order"
+        if name in {"key_end", "stamp_seq"} and (array[1:] <= array[:-1]).any():
+            return "doesn't ascend"
+        if name == "blob" and (array == GONE).any():
+            return "has a deleted key among those that are there"
+        wrong = {"key": _wrong_text, "key_end": self._wrong_ends}.get(name)
+        return wrong(array) if wrong else None
+
+    def _wrong_ends(self, ends: Array) -> str | None:
+        text = self.columns["key"]
+        if (int(ends[-1]) if len(ends) else 0) != len(text) or (len(ends) and not ends[0]):
+            return "doesn't add up"
+        if len(text) and text.max() >= 0x80 and (text[ends[:-1]] & 0xC0 == 0x80).any():
+            return "cuts a letter in two"
+        return None
+
+
+def _wrong_text(array: Array) -> str | None:
     try:
-        columns["key"].tobytes().decode()
+        str(array.data, "utf-8")
     except UnicodeDecodeError as exc:
-        raise CorruptBlobError(path, f"its keys aren't UTF-8: {exc}") from exc
-    keys = record.rows + record.tombstones
-    limits = {"hash_row": keys, "past_of": keys}
-    limits |= dict.fromkeys(TEXTS, len(record.texts))
-    limits |= dict.fromkeys(STAMPS, record.stamps)
-    limits |= dict.fromkeys(("kind", "past_kind"), len(record.kinds))
-    bad = [name for name, limit in limits.items() if (columns[name] >= limit).any()]
-    if bad or any(
-        ((columns[name] >= len(record.blobs)) & (columns[name] < first_special)).any()
-        for name, first_special in (("blob", OWN), ("past_blob", GONE))
-    ):
-        raise CorruptBlobError(path, "a column points outside its list")
-    if (np.diff(columns["past_of"].astype(np.int64)) < 0).any():
-        raise CorruptBlobError(path, "its past items aren't in order")
+        return f"isn't UTF-8: {exc}"
+    return None

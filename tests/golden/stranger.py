@@ -18,8 +18,8 @@ import xxhash
 if TYPE_CHECKING:
     from pathlib import Path
 
-OWN = 4_294_967_295
-GONE = 4_294_967_294
+OWN = 0
+GONE = 1
 DEVICES = {
     *("con", "prn", "aux", "nul"),
     *(name + str(number) for name in ("com", "lpt") for number in range(10)),
@@ -223,19 +223,28 @@ class Reader:
         rows, tombstones, past, stamps, blobs, kinds, texts, columns = table
         assert (dictionary, its_seq) == (self.dictionary, seq)
         c: dict[str, Any] = {}
-        for name, dtype, stored, length in columns:
-            raw = lz4.block.decompress(data[:stored], uncompressed_size=length)
+        for name, dtype, coding, stored, length in columns:
+            shrunk = stored != length
+            raw = lz4.block.decompress(data[:stored], length) if shrunk else data[:stored]
             assert len(raw) == length
-            c[name], data = np.frombuffer(raw, dtype), data[stored:]
-        assert not data
-        for name, column in c.items():
             count = past if name.startswith("past_") else rows
             if name in {"key_end", "hash", "hash_row", "version", "stamp"}:
                 count = rows + tombstones
             elif name.startswith("stamp_"):
                 count = stamps
+            column = np.frombuffer(raw, dtype)
+            if coding == 1:
+                column = np.cumsum(column, dtype="<u8")
+            elif coding == 2:
+                column = int(column[0]) + int(column[1]) * np.arange(count, dtype="<u8")
             assert name == "key" or len(column) == count
+            c[name] = column
+            following = -(-stored // 8) * 8
+            assert not any(data[stored:following])
+            data = data[following:]
+        assert not data
         since = c["stamp_seq"]
+        assert (np.diff(since.astype(object)) > 0).all()
         assert (c["stamp_author"] < len(texts)).all()
 
         def item(which: str, n: int, key: str) -> Item:
@@ -247,7 +256,9 @@ class Reader:
                 return Item(version, its_seq, written=its_seq)
             assert of("kind") < len(kinds)
             generation, length = of("generation").tobytes(), int(of("length"))
-            place = (blobs[of("blob")], int(of("offset")), length) if of("blob") != OWN else None
+            place = (
+                (blobs[of("blob") - 2], int(of("offset")), length) if of("blob") != OWN else None
+            )
             place = place or own(key, int(of("born")), generation, length)
             return Item(
                 version=version,
@@ -265,7 +276,7 @@ class Reader:
         for row, end in enumerate(map(int, c["key_end"])):
             raw, start = text[start:end], end
             [at] = np.flatnonzero(c["hash_row"] == row)
-            assert c["hash"][at] == xxhash.xxh3_64_intdigest(raw)
+            assert c["hash"][at] == xxhash.xxh3_64_intdigest(raw) >> 32
             key = raw.decode()
             items = [item("past_", n, key) for n in np.flatnonzero(c["past_of"] == row)]
             items.append(item("", row, key))

@@ -31,6 +31,7 @@ from remotedict import (
     RemoteDict,
     RemoteDictError,
     Snapshot,
+    Stats,
     UnknownOutcomeError,
     VersionConflictError,
 )
@@ -210,3 +211,6 @@ except RemoteDictError as error:
 
 other: RemoteDict = pickle.loads(pickle.dumps(d))
 other.close()
+assert_type(d.stats - other.stats, Stats)
+assert_type(d.stats.requests, int)
+MemoryDictionary(cache_dir=Path("cache"), cache_dir_bytes=10**9)
