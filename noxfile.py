@@ -5,6 +5,7 @@ All sessions use the interpreter that runs nox, except for ``tests_all``.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import nox
@@ -14,6 +15,7 @@ nox.options.default_venv_backend = "venv"
 nox.options.error_on_external_run = True
 
 ROOT = Path(__file__).parent
+OLD = ["remotedict==0.0.2", "cloudpickle", "numpy<2", "pandas<2"]  # The benchmark's oldest peer.
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 
 
@@ -63,6 +65,22 @@ def tests(session: nox.Session) -> None:
 def tests_all(session: nox.Session) -> None:
     """Run the tests on every supported Python that is installed."""
     tests(session)
+
+
+@nox.session(python="3.11", default=False)
+def bench(session: nox.Session) -> None:
+    """Measure speed against other packages; arguments after ``--`` go to benchmarks/bench.py.
+
+    The Python is the newest one for which the oldest peer's pandas has wheels.
+    """
+    install(session, "bench")
+    old = Path(session.create_tmp()).resolve() / "0.0.2"
+    python = old / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    if not python.exists():
+        session.run("python", "-m", "venv", old)
+        session.run(python, "-m", "pip", "install", "-q", *OLD, external=True)
+    session.run("python", "benchmarks/bench.py", "--old", python, *session.posargs)
+    session.run("python", "benchmarks/curves.py")
 
 
 def install(session: nox.Session, group: str) -> None:

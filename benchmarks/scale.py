@@ -22,6 +22,7 @@ import msgspec
 import pandas as pd
 import pyarrow as pa
 import pyarrow.feather
+import pyarrow.parquet as pq
 
 from remotedict import LocalDictionary
 from remotedict.backend.local import LocalBackend
@@ -29,7 +30,7 @@ from remotedict.pure import records
 from remotedict.pure.state import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 IDS = {"dictionary": b"d" * 16, "incarnation": b"i" * 16}
 
@@ -106,7 +107,7 @@ def opened(where: Path, parquet: Path, repeats: int) -> list[Figure]:
     mine, theirs = by_turns(repeats, first_in, lambda: pd.read_parquet(parquet))
     checkpoint = max((where / "Index/default/checkpoints").iterdir(), key=os.path.getmtime)
     return [
-        Figure("open, and first `in`", mine, "s", theirs, "≤ 1.5 × pd.read_parquet"),
+        Figure("open, and first `in`", mine, "s", theirs, "at most 1.5 times pd.read_parquet"),
         Figure(
             "checkpoint",
             checkpoint.stat().st_size / len(series),
@@ -129,15 +130,8 @@ def shown(where: Path, repeats: int) -> list[Figure]:
             index = pd.Index(keys, name="index", dtype="str")
             pd.Series(paths, index=index, name="name", dtype="str")
 
-        figures = [
-            Figure("d.index", *_rounded(by_turns(repeats, mine, theirs)), "≤ 2 × a Series of lists")
-        ]
-    return figures
-
-
-def _rounded(times: list[float]) -> tuple[float, str, float]:
-    mine, theirs = times
-    return mine, "s", theirs
+        took, reference = by_turns(repeats, mine, theirs)
+    return [Figure("d.index", took, "s", reference, "at most 2 times a Series of the same lists")]
 
 
 def iterated(where: Path, repeats: int) -> list[Figure]:
@@ -159,7 +153,7 @@ def iterated(where: Path, repeats: int) -> list[Figure]:
             lambda: known.entries(some),
         )
     return [
-        Figure("d.items()", count / all_items, "a second", goal="≥ 100,000"),
+        Figure("d.items()", count / all_items, "a second", goal="at least 100,000"),
         Figure("list(d)", count / all_keys, "a second"),
         Figure("State.get", gets / len(some) * 1e6, "µs a key"),
         Figure("State.entries", entries / len(some) * 1e6, "µs a key"),
@@ -168,27 +162,6 @@ def iterated(where: Path, repeats: int) -> list[Figure]:
 
 # -- memory: each number in a process of its own ------------------------------------------------
 
-_MEMORY = """
-import os, sys, gc
-from remotedict import LocalDictionary
-import pandas, numpy, remotedict.pure.state
-import pandas.core.arrays.string_arrow
-def resident():
-    gc.collect()
-    for line in open("/proc/self/status"):
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) * 1024
-pandas.Series(["a"], index=pandas.Index(["b"], dtype="str"), dtype="str")
-with LocalDictionary(sys.argv[2]) as small:
-    "k" in small, small.index
-    before = resident()
-    d = LocalDictionary(sys.argv[1])
-    text = sum(len(k.encode()) for block in d._engine.known().state.blocks() for k in block)
-    print(text)
-    del d
-d = None
-gc.collect()
-"""
 _MEMORY = """
 import gc, sys
 import pandas
@@ -224,7 +197,7 @@ def weighed(where: Path, small: Path, keys: int) -> list[Figure]:
             f"memory {name}, beyond the keys' text",
             int(size) / keys - text,
             "bytes a key",
-            goal="≤ 250",
+            goal="at most 250",
         )
         for name, size in zip(names, grown.stdout.split(), strict=True)
     ]
@@ -241,11 +214,13 @@ class Counted(LocalBackend):
         self.seen: list[tuple[str, int]] = []
 
     def get(self, path: str, **options: Any) -> Any:
+        """Get a blob, and note it."""
         got = super().get(path, **options)
         self.seen.append(("get", len(getattr(got, "data", b""))))
         return got
 
     def put(self, path: str, data: Any, **options: Any) -> Any:
+        """Put a blob, and note it."""
         pieces = data if isinstance(data, bytes) else b"".join(data)
         self.seen.append(("put", len(pieces)))
         return super().put(path, pieces, **options)
@@ -266,72 +241,123 @@ def cost_of_one_more(where: Path) -> list[tuple[str, int]]:
 # -- the checkpoint's format ---------------------------------------------------------------------
 
 
+class Format:
+    """One way to store the columns of a checkpoint."""
+
+    name = "checkpoint, to the first `in`"
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.blob = b""
+
+    def encode(self) -> None:
+        """Make the blob."""
+        self.blob = records.encode(*self.state.checkpoint(**IDS, previous="", horizon=0))
+
+    def load(self) -> None:
+        """Read it, as far as it must be for the first look-up."""
+        assert key(0) in self.read()  # noqa: S101
+
+    def read(self) -> State:
+        """Return the state that the blob holds."""
+        record, data = records.decode(self.blob, records.Checkpoint, "")
+        return State.from_checkpoint(record, data, "")
+
+
+class Whole(Format):
+    """The checkpoint, with all of its columns unpacked."""
+
+    name = "checkpoint, all columns"
+
+    def load(self) -> None:
+        """Read all of it."""
+        list(self.read()._grown.base.columns.values())  # noqa: SLF001
+
+
+class Arrow(Format):
+    """The Arrow IPC file format."""
+
+    name = "Arrow IPC, LZ4"
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state)
+        columns, keys = state._grown.base.columns, list(state)  # noqa: SLF001
+        raw = columns["generation"][: len(keys)].tobytes()
+        arrays = {
+            name: columns[name][: len(keys)].astype("u8")
+            for name in ("version", "order", "born", "blob", "offset", "length", "nbytes", "stamp")
+        }
+        generations = [raw[at : at + 16] for at in range(0, len(raw), 16)]
+        self.table = pa.table({"key": keys, "generation": generations, **arrays})
+
+    def encode(self) -> None:
+        """Make the file."""
+        out = pa.BufferOutputStream()
+        pa.feather.write_feather(self.table, out, compression="lz4")
+        self.blob = out.getvalue()
+
+    def load(self) -> None:
+        """Read all of it."""
+        pa.feather.read_table(pa.BufferReader(self.blob))
+
+
+class Parquet(Arrow):
+    """Parquet, read by pandas."""
+
+    name = "pandas Parquet, LZ4"
+
+    def encode(self) -> None:
+        """Make the file."""
+        out = pa.BufferOutputStream()
+        pq.write_table(self.table, out, compression="lz4")
+        self.blob = out.getvalue()
+
+    def load(self) -> None:
+        """Read all of it."""
+        pd.read_parquet(pa.BufferReader(self.blob))
+
+
+class Msgpack(Arrow):
+    """A list of rows in msgpack."""
+
+    name = "msgspec msgpack"
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state)
+        columns = [self.table[name].to_pylist() for name in self.table.column_names]
+        self.rows = list(zip(*columns, strict=True))
+
+    def encode(self) -> None:
+        """Make the bytes."""
+        self.blob = msgspec.msgpack.encode(self.rows)
+
+    def load(self) -> None:
+        """Read all of it."""
+        msgspec.msgpack.decode(self.blob)
+
+
 def formats(where: Path, repeats: int) -> list[str]:
     """Return a table: a checkpoint beside Arrow IPC, msgpack and Parquet of the same columns."""
     with LocalDictionary(where) as d:
-        known = d._engine.known()  # noqa: SLF001
-        state: State = known.settled
-        columns = dict(state._grown.base.columns)  # noqa: SLF001
-        keys = list(state)
-    live = len(keys)
-    fields = ("version", "order", "born", "blob", "offset", "length", "nbytes", "stamp")
-    frame = pd.DataFrame({name: columns[name][:live].astype("u8") for name in fields})
-    generations = columns["generation"][:live].tobytes()
-    frame.insert(0, "key", pd.Series(keys, dtype="str"))
-    frame["generation"] = pd.arrays.ArrowExtensionArray(
-        pa.array([generations[at : at + 16] for at in range(0, len(generations), 16)])
-    )
-    table = pa.Table.from_pandas(frame)
-    rows = [msgspec.convert(row, tuple) for row in frame.itertuples(index=False, name=None)]
-    rows = [[*row[:-1], bytes(row[-1])] for row in rows]
-    folder = Path(tempfile.mkdtemp(dir=where.parent))
-    packed: dict[str, bytes] = {}
-
-    def checkpoint() -> None:
-        record, data = state.checkpoint(**IDS, previous="", horizon=0)
-        packed["checkpoint"] = records.encode(record, data)
-
-    def load_checkpoint() -> None:
-        record, data = records.decode(packed["checkpoint"], records.Checkpoint, "")
-        assert key(0) in State.from_checkpoint(record, data, "")  # noqa: S101
-
-    def load_whole_checkpoint() -> None:
-        record, data = records.decode(packed["checkpoint"], records.Checkpoint, "")
-        read = State.from_checkpoint(record, data, "")
-        list(read._grown.base.columns.values())  # noqa: SLF001
-
-    def ipc(load: bool) -> None:
-        if load:
-            pa.feather.read_table(folder / "ipc")
-        else:
-            pa.feather.write_feather(table, folder / "ipc", compression="lz4")
-
-    def parquet(load: bool) -> None:
-        if load:
-            pd.read_parquet(folder / "parquet")
-        else:
-            frame.to_parquet(folder / "parquet", compression="lz4")
-
-    def msgpack(load: bool) -> None:
-        if load:
-            msgspec.msgpack.decode((folder / "msgpack").read_bytes())
-        else:
-            (folder / "msgpack").write_bytes(msgspec.msgpack.encode(rows))
-
-    writes = [checkpoint, lambda: ipc(False), lambda: msgpack(False), lambda: parquet(False)]
-    encoded = by_turns(repeats, *writes)
-    loaded = by_turns(
-        repeats, load_checkpoint, lambda: ipc(True), lambda: msgpack(True), lambda: parquet(True)
-    )
-    [whole] = by_turns(repeats, load_whole_checkpoint)
-    sizes = [len(packed["checkpoint"])]
-    sizes += [(folder / name).stat().st_size for name in ("ipc", "msgpack", "parquet")]
-    names = ("checkpoint, to the first `in`", "Arrow IPC, LZ4", "msgspec msgpack", "Parquet, LZ4")
+        state = d._engine.known().settled  # noqa: SLF001
+    ways = [way(state) for way in (Format, Whole, Arrow, Msgpack, Parquet)]
+    encoded = by_turns(repeats, *(way.encode for way in ways))
+    loaded = by_turns(repeats, *(way.load for way in ways))
     lines = ["| format | bytes a key | encode, s | load, s |", "| --- | --- | --- | --- |"]
-    for name, size, write, load in zip(names, sizes, encoded, loaded, strict=True):
-        lines.append(f"| {name} | {size / live:.1f} | {write:.3f} | {load:.3f} |")
-    lines.append(f"| checkpoint, all columns | {sizes[0] / live:.1f} | | {whole:.3f} |")
+    lines += [
+        f"| {way.name} | {len(way.blob) / len(state):.1f} | {write:.3f} | {load:.3f} |"
+        for way, write, load in zip(ways, encoded, loaded, strict=True)
+    ]
     return lines
+
+
+def measured(options: argparse.Namespace, where: Path, folder: Path) -> Iterator[Figure]:
+    """Yield all figures."""
+    yield filled(where, options.keys)
+    yield from opened(where, folder / "table.parquet", options.repeats)
+    yield from weighed(where, folder / "of-one", options.keys)
+    yield from shown(where, options.repeats)
+    yield from iterated(where, max(options.repeats // 3, 1))
 
 
 def main() -> None:
@@ -344,18 +370,15 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp())
     where = folder / f"of-{options.keys}"
-    figures = [filled(where, options.keys)]
-    figures += opened(where, folder / "table.parquet", options.repeats)
-    figures += weighed(where, folder / "of-one", options.keys)
-    figures += shown(where, options.repeats)
-    figures += iterated(where, max(options.repeats // 2, 1))
-    filled(folder / "of-1000", 1000)
-    few, many = cost_of_one_more(folder / "of-1000"), cost_of_one_more(where)
     print(f"remotedict at {options.keys:,} keys in a local folder\n")
     print("| what | | against | ratio | goal |\n| --- | --- | --- | --- | --- |")
-    for figure in figures:
-        print(figure.row())
-    print(f"\none more key, requests and bytes: {many}; of 1,000 keys: {few}\n")
+    figures = []
+    for figure in measured(options, where, folder):
+        figures.append(figure)
+        print(figure.row(), flush=True)
+    filled(folder / "of-1000", 1000)
+    few, many = cost_of_one_more(folder / "of-1000"), cost_of_one_more(where)
+    print(f"\none more key, requests and bytes: {many}; of 1,000 keys: {few}\n", flush=True)
     table = formats(where, max(options.repeats // 2, 1))
     print("\n".join(table))
     if options.json:

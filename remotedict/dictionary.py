@@ -192,9 +192,9 @@ class RemoteDict(Transactional, Versioned, Lockable, MutableMapping[str, Any]):
         if self._shown_index is None or self._shown_index[0] != revision:
             keys: list[str] = []
             paths: list[str] = []
-            for some, blobs in known.state.references():
+            for some, theirs in known.state.paths(self._engine.layout.paths):
                 keys += some
-                paths += self._engine.layout.paths(blobs)
+                paths += theirs
             series = pd.Series(
                 paths, index=pd.Index(keys, name="index", dtype="str"), name="name", dtype="str"
             )

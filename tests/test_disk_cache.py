@@ -513,7 +513,7 @@ def test_forgetting_leaves_no_byte_here(world, root, small, inline_bytes):
 def test_a_download_that_ends_after_the_forgetting_leaves_nothing(world, root):
     writer = world.open(inline_bytes=0)
     writer["secret"] = SECRET
-    d, gate = world.open(cache_dir=root, cache_bytes=0), Gate()
+    d, gate = world.open(cache_dir=root), Gate()
     assert len(d) == 1
 
     def held(act):
@@ -532,6 +532,7 @@ def test_a_download_that_ends_after_the_forgetting_leaves_nothing(world, root):
     gate.opened.set()
     reader.join(HANG)
     assert holds(root) == []
+    assert not d._engine.values.cache._bytes
 
 
 def test_what_another_process_left_goes_when_the_dictionary_is_opened(world, root):

@@ -95,6 +95,23 @@ def test_what_the_policy_does_not_keep_goes_after_its_retention(
         assert handle.snapshot().copy() == {"k": 8, "churn": 119}
 
 
+def test_what_a_few_keys_were_is_dropped_though_a_large_dictionary_has_no_new_checkpoint(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "INDEX_BYTES", 1500)
+    monkeypatch.setattr(plan, "PAST_MIN", 20)
+    d = world.open(retention=0)
+    churn(world, d, 300)
+    index = d._engine.index.known.index
+    assert index.checkpoint is None
+    for handle in (d, world.open()):
+        state = handle._engine.known().state
+        assert len(state.listed("churn")) < 150
+        assert state.floor
+        assert handle["churn"] == 299
+        assert handle.version("churn") == 300
+
+
 def test_within_its_retention_everything_is_kept(world: World, small) -> None:
     d = world.open(retention=10_000)
     for n in range(9):

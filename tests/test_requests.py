@@ -462,9 +462,9 @@ def test_rolls_merges_and_checkpoints_are_a_small_share_of_the_commits(shop: Sho
     assert extra <= 0.05 * count
     assert refused == 0
     # A set sends the index, half full on average; all that is beside it is a share of that.
-    assert index_bytes <= count * 16 * 1024
+    assert index_bytes <= count * 13 * 1024
     assert extra_bytes <= 0.25 * index_bytes
-    assert max(r.bytes_out for r in requests if r.is_index) <= 16 * 1024
+    assert max(r.bytes_out for r in requests if r.is_index) <= 13 * 1024
 
     print(f"reopens on the way: {openings} requests")  # noqa: T201
     assert max(openings) <= 12

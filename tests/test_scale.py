@@ -125,10 +125,10 @@ def test_many_keys_are_looked_up_as_each_alone(script, bits):
             assert one.entries(asked) == [one.get(key) for key in asked]
             assert one.versions(asked) == [one.version(key) for key in asked]
             assert [key in one for key in asked] == [one.get(key) is not None for key in asked]
-            keys = [key for keys, _ in one.references() for key in keys]
-            blobs = [blob for _, blobs in one.references() for blob in blobs]
+            keys = [key for keys, _ in one.paths(list) for key in keys]
+            paths = [path for _, paths in one.paths(list) for path in paths]
             assert keys == list(one)
-            assert blobs == [one.get(key).blob(key) for key in keys]
+            assert paths == [one.get(key).blob(key) for key in keys]
         base = play.table
         assert base.find_all(asked).tolist() == [base.find(key) for key in asked]
 

@@ -12,6 +12,7 @@ from remotedict.engine.runtime import log
 from remotedict.engine.turn import FIRST_PAUSE, Turn
 from remotedict.errors import (
     DictionaryChangedError,
+    HistoryGapError,
     RemoteDictError,
     SnapshotExpiredError,
     StoreUnavailableError,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
+    from remotedict.engine.commits import Commits
     from remotedict.engine.index import IndexBlob, Known
     from remotedict.engine.patient import Patient
     from remotedict.engine.runtime import Runtime
@@ -97,12 +99,14 @@ class Committer:
         self,
         backend: Patient,
         index: IndexBlob,
+        commits: Commits,
         layout: Layout,
         runtime: Runtime,
         on_commit: Callable[[bool], None],
     ) -> None:
         self._backend = backend
         self._index = index
+        self._commits = commits
         self._layout = layout
         self._runtime = runtime
         self._on_commit = on_commit
@@ -295,9 +299,9 @@ class Committer:
                 raise
             else:
                 return etag
-            now = self._look(round_, doubt, refused)
+            now, there = self._look(round_, doubt, refused)
             if now.etag != base.etag:
-                return self._verdict(round_, now, doubt)
+                return self._verdict(round_, now, there, doubt)
             if self._runtime.monotonic() >= deadline:
                 _raise_if_in_doubt(round_, doubt, doubt)
                 msg = "the store kept refusing a commit that nothing stood against"
@@ -307,9 +311,11 @@ class Committer:
 
     def _look(
         self, round_: _Round, doubt: TransientError | None, refused: PreconditionFailed | None
-    ) -> Known:
+    ) -> tuple[Known, bytes | None]:
+        """Return the state now, and the id of the commit that is there where mine would be."""
         try:
-            return self._index.since(self._index.ticket())
+            now = self._index.since(self._index.ticket())
+            return now, self._there(round_.known.state.seq + 1, now)
         except RemoteDictError as exc:
             # A request may be delivered twice, and the 412 be the answer to the second time.
             # (That the dictionary has changed says enough.)
@@ -317,12 +323,22 @@ class Committer:
             _raise_if_in_doubt(round_, doubt or unclear, exc)
             raise
 
-    @staticmethod
-    def _verdict(round_: _Round, now: Known, doubt: TransientError | None) -> str | None:
-        base = round_.known.state.seq
-        if not round_.commits or now.state.seq == base:
+    def _there(self, seq: int, now: Known) -> bytes | None:
+        if now.state.seq < seq:
             return None
-        there = now.state.commit_id(base + 1)
+        if recent := now.state.commit_id(seq):
+            return recent
+        try:
+            return next(self._commits.after(seq - 1, now, seq)).id
+        except HistoryGapError:
+            return None
+
+    @staticmethod
+    def _verdict(
+        round_: _Round, now: Known, there: bytes | None, doubt: TransientError | None
+    ) -> str | None:
+        if not round_.commits or now.state.seq == round_.known.state.seq:
+            return None
         if there == round_.commits[0].id:
             return now.etag
         if there is None and doubt:

@@ -91,8 +91,10 @@ class Engine:
         )
         reader = Reader(blobs, layout, runtime)
         self.index = IndexBlob(self.backend, reader, layout, runtime, cache.add)
-        self.committer = Committer(self.backend, self.index, layout, runtime, self._committed)
         self.commits = Commits(self.index, reader, runtime)
+        self.committer = Committer(
+            self.backend, self.index, self.commits, layout, runtime, self._committed
+        )
         self.upkeep = Upkeep(
             self.backend,
             self.index,

@@ -75,12 +75,24 @@ class Patient:
         )
 
     def _patiently(self, act: Callable[[], _T]) -> _T:
-        clock = self._runtime.monotonic
-        deadline = clock() + self.timeout
+        deadline = self._runtime.monotonic() + self.timeout
+        try:
+            return act()
+        except TransientError as failure:
+            return self._again(act, failure, deadline)
+
+    def _again(self, act: Callable[[], _T], failure: TransientError, deadline: float) -> _T:
+        """Go on after a first attempt that failed."""
+        failures = [failure]
+
+        def attempt() -> _T:
+            if failures:
+                raise failures.pop()
+            return act()
 
         def too_late(state: RetryCallState) -> bool:
             del state
-            return self._closed or clock() >= deadline
+            return self._closed or self._runtime.monotonic() >= deadline
 
         def pause(state: RetryCallState) -> float:
             return self._runtime.jitter(min(_FIRST_PAUSE * 2 ** (state.attempt_number - 1), 2.0))
@@ -104,7 +116,7 @@ class Patient:
             sleep=self._runtime.sleep,
             retry_error_callback=give_up,
         )
-        return attempts(act)
+        return attempts(attempt)
 
 
 def _failure(state: RetryCallState) -> BaseException | None:

@@ -108,8 +108,13 @@ class Upkeep:
             return False
         segments = [self._reader.segment(ref, known.index) for ref in refs]
         merged = plan.merge(known.index, refs, segments, self._runtime.uuid())
-        self._backend.put(self._layout.path(merged.ref.blob), merged.blob)
-        return self._swap(lambda index: plan.swap_merged(index, refs, merged.ref))
+        path = self._layout.path(merged.ref.blob)
+        self._backend.put(path, merged.blob)
+        done = self._swap(lambda index: plan.swap_merged(index, refs, merged.ref))
+        if done and plan.due_drop(known.settled.past, len(known.settled)):
+            ages = _Ages(self._backend, self._layout.path("s:"), path)
+            self._drop(ages.newest_before(self._retention), known.index)
+        return done
 
     def _checkpoint(self, known: Known, index: Index) -> bool:
         state = known.settled

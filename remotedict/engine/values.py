@@ -273,12 +273,13 @@ class Values:
             nonlocal source, parts
             if len(items) == 1 and (kept := self.cache.get(items[0][1].generation)) is not None:
                 return kept  # by one who has just loaded it
+            cleared = self.cache.cleared
             data, on_disk = self._blobs.load(path, whole.offset, whole.length, use)
             source = "disk_hits" if on_disk else "misses"
             parts = cut(data)
             for (_, entry), part in zip(items, parts, strict=True):
                 if not on_disk or isinstance(part, bytes):  # and not a file that is mapped
-                    self.cache.add(entry.generation, part)
+                    self.cache.add(entry.generation, part, cleared)
             return data
 
         data = self._blobs.flights.share(path, whole.offset, whole.length, load)

@@ -30,8 +30,11 @@ from remotedict.pure.records import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-INDEX_BYTES = 16 * 1024
-"""The size that the index blob keeps to: about what one round trip carries."""
+INDEX_BYTES = 13 * 1024
+"""The size that the index blob keeps to: what the first round trip of a connection carries.
+
+That is 10 segments, 14,600 bytes, with the headers of the request; benchmarks/limits.py measures it.
+"""
 
 FAN = 6
 """How many segments are merged at the least."""
@@ -44,6 +47,10 @@ So a large segment isn't rewritten for the sake of a few small ones. By simulati
 
 CHECKPOINT_MIN = 256 * 1024
 """Segments of fewer bytes than this are not worth a checkpoint."""
+
+
+PAST_MIN = 4096
+"""So many items of the past are not worth to be looked through between checkpoints."""
 
 
 class NewSegment(NamedTuple):
@@ -201,6 +208,15 @@ def due_checkpoint(index: Index) -> bool:
     """Tell whether the segments have outgrown the checkpoint."""
     limit = max(CHECKPOINT_MIN, index.checkpoint.size if index.checkpoint else 0)
     return sum(ref.size for ref in index.segments) > limit
+
+
+def due_drop(past: int, keys: int) -> bool:
+    """Tell whether there is more past than present, and enough of it not to wait any longer.
+
+    A large dictionary has a checkpoint seldom; if a few keys are overwritten over and over, what
+    they were would fill the memory until then.
+    """
+    return past > max(PAST_MIN, keys)
 
 
 def swap_checkpoint(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from msgspec.structs import replace
 
 from remotedict.pure import merging
-from remotedict.pure.entry import Entry, Item, Stamp, Tombstone
+from remotedict.pure.entry import Entry, Item, Stamp, Tombstone, kept
 from remotedict.pure.records import (
     Annotate,
     Change,
@@ -267,15 +267,20 @@ class State:
         """Yield the keys in insertion order, many at a time."""
         return (keys for keys, _ in self._walk())
 
-    def references(self) -> Iterator[tuple[list[str], list[str]]]:
-        """Yield the keys, many at a time, and which blob has the value of each; "" for none."""
+    def paths(
+        self, path: Callable[[Iterable[str]], list[str]]
+    ) -> Iterator[tuple[list[str], list[str]]]:
+        """Yield the keys, many at a time, and the path of the blob that has the value of each.
+
+        `path` makes paths of references, of which "" stands for the index.
+        """
         base = self._grown.base
         for keys, row in self._walk():
             if row >= 0:
-                yield keys, base.references(keys, row)
+                yield keys, base.paths(keys, row, path)
             else:
                 entries = zip(keys, self.entries(keys), strict=True)
-                yield keys, [(entry and entry.blob(key)) or "" for key, entry in entries]
+                yield keys, path([(entry and entry.blob(key)) or "" for key, entry in entries])
 
     def _walk(self) -> Iterator[tuple[list[str], int]]:
         """Yield the keys in insertion order, many at a time.
@@ -524,10 +529,20 @@ class State:
             default=self.seq,
         )
 
+    @property
+    def past(self) -> int:
+        """How many items are listed, at the most, that aren't what a key is now."""
+        return self._grown.base.past + self._grown.size
+
     def droppable(self, drop: Drop) -> bool:
         """Tell whether `drop` would take anything off the list."""
-        base = self.rebased()._grown.base  # noqa: SLF001
-        return base.pruned(drop.before, drop.versions)[0] is not base
+        if self._beyond_base:
+            base = self.rebased()._grown.base  # noqa: SLF001
+            return base.droppable(drop.before, drop.versions)
+        if self._grown.base.droppable(drop.before, drop.versions):
+            return True
+        changed = map(self.listed, list(self._grown.entries.of))
+        return any(len(kept(items, drop)) < len(items) for items in changed)
 
     def settled(self, commits: Iterable[Commit]) -> State:
         """Return the same state, apart from this one, with the values of `commits` where they say.

@@ -58,6 +58,7 @@ class Table:
         self.past = past
         self._stamps: dict[int, Stamp] = {}
         self._views: dict[str, memoryview] = {}
+        self._paths: tuple[Callable[..., list[str]], Array] | None = None
 
     @classmethod
     def of(cls, columns: Columns, lists: Lists) -> Table:
@@ -163,24 +164,34 @@ class Table:
         versions: list[int] = np.where(rows >= 0, self.columns["version"][rows], 0).tolist()
         return versions
 
-    def references(self, keys: Sequence[str], start: int) -> list[str]:
-        """Return which blobs have the values of neighbouring live rows, whose keys are given."""
+    def paths(
+        self, keys: Sequence[str], start: int, path: Callable[[Iterable[str]], list[str]]
+    ) -> list[str]:
+        """Return the paths of the blobs that have the values of neighbouring live rows.
+
+        `keys` are their keys; `path` makes paths of references.
+        """
         rows = slice(start, start + len(keys))
         numbers = self.columns["blob"][rows]
-        named: list[str] = self._blobs[numbers].tolist()
-        own = numbers == OWN
-        if own.any():
-            which = np.flatnonzero(own)
-            hexes = self.columns["generation"][rows][which].tobytes().hex()
-            born = self.columns["born"][rows][which].tolist()
-            names = naming.escape_all([keys[n] for n in which.tolist()])
-            for at, (n, name) in enumerate(zip(which.tolist(), names, strict=True)):
-                named[n] = f"v:{name}/{born[at]:012d}-{hexes[32 * at : 32 * at + 32]}"
+        named: list[str] = self._named(path)[numbers].tolist()
+        own = np.flatnonzero(numbers == OWN)
+        if len(own):
+            hexes = self.columns["generation"][rows][own].tobytes().hex()
+            born = self.columns["born"][rows][own].tolist()
+            escaped = naming.escape_all([keys[n] for n in own.tolist()])
+            references = [
+                f"v:{name}/{seq:012d}-{hexes[at : at + 32]}"
+                for name, seq, at in zip(escaped, born, range(0, len(hexes), 32), strict=True)
+            ]
+            for n, made in zip(own.tolist(), path(references), strict=True):
+                named[n] = made
         return named
 
-    @cached_property
-    def _blobs(self) -> Array:
-        return np.array([""] * FIRST_BLOB + self.lists.blobs, object)
+    def _named(self, path: Callable[[Iterable[str]], list[str]]) -> Array:
+        if self._paths is None or self._paths[0] != path:
+            named = path([""] * FIRST_BLOB + self.lists.blobs)
+            self._paths = (path, np.array(named, object))
+        return self._paths[1]
 
     def at(self, row: int, seq: int) -> Item | None:
         """Return what the key of a row was as of commit `seq`."""
@@ -301,9 +312,22 @@ class Table:
 
         It is what `entry.kept` does for one key, for all of them at once; 0 for nothing dropped.
         """
+        dropped, replaced = self._dropped(before, versions)
+        if not dropped.any():
+            return self, 0
+        columns = {name: self.columns[name][~dropped] for name in PAST}
+        pruned = Table.of(*compacted({**self.columns, **columns}, self.lists))
+        return pruned, int(replaced[dropped].max())
+
+    def droppable(self, before: int, versions: int) -> bool:
+        """Tell whether `pruned` would take anything off the list."""
+        return bool(self._dropped(before, versions)[0].any())
+
+    def _dropped(self, before: int, versions: int) -> tuple[Array, Array]:
+        """Return which past items are dropped, and since when each of all was past."""
         c = self.columns
         if not self.past:
-            return self, 0
+            return np.zeros(0, bool), np.zeros(0, "<u8")
         of, version = c["past_of"], c["past_version"].astype(np.int64)
         since = c["stamp_seq"][c["past_stamp"]]
         now = c["stamp_seq"][c["stamp"]]
@@ -314,12 +338,7 @@ class Table:
         then = np.where(now <= before, c["version"].astype(np.int64), 0)
         old = since <= before
         np.maximum.at(then, of[old], version[old])
-        dropped = (replaced <= before) & (version + versions <= then[of])
-        if not dropped.any():
-            return self, 0
-        columns = {name: c[name][~dropped] for name in PAST}
-        pruned = Table.of(*compacted({**c, **columns}, self.lists))
-        return pruned, int(replaced[dropped].max())
+        return (replaced <= before) & (version + versions <= then[of]), replaced
 
     def ranges(self, blobs: Collection[str]) -> list[Range]:
         """Return where values, also past ones, lie in these blobs; each place once."""

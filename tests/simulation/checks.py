@@ -1,0 +1,382 @@
+"""Checks: what was seen, against what landed.
+
+The order of the commits is the witness: each call must have its effect, or its view, at one point
+of it between its call and its return.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from remotedict.errors import (
+    AccessDeniedError,
+    ClosedError,
+    ConflictError,
+    CorruptBlobError,
+    DictionaryChangedError,
+    HistoryGapError,
+    ItemLockedError,
+    KeyNotFoundError,
+    LockLostError,
+    LockNotHeldError,
+    SnapshotExpiredError,
+    StoreUnavailableError,
+    UnknownOutcomeError,
+    VersionConflictError,
+)
+from remotedict.features.events import events
+from simulation import linear, values
+from simulation.calls import MODELS, Impossible, Refused
+
+if TYPE_CHECKING:
+    from remotedict import RemoteDict
+    from simulation.calls import Call
+    from simulation.witness import State, Witness
+    from simulation.world import World
+
+_READS = {
+    "get",
+    "get_default",
+    "get_many",
+    "contains",
+    "len",
+    "keys",
+    "backwards",
+    "items",
+    "copy",
+    "version",
+    "metadata",
+    "query",
+    "at",
+    "snapshot",
+    "locks",
+}
+_OTHER = {"open", "close", "policy", "seen", "mirrored", "force", "leave"}
+_LOCKS = {"lock", "unlock"}
+_UNKNOWN = (UnknownOutcomeError, KeyboardInterrupt)
+
+
+def check(world: World) -> None:
+    """Check the whole history."""
+    witness = world.witness
+    for call in world.history:
+        _check_call(world, witness, call)
+    if not witness.rewinds:
+        names = [f"k{n}" for n in range(world.scenario.keys)]
+        for key in linear.check(world.history, names):
+            witness.fail("linear", f"the calls on {key} have no order that explains them")
+        for watcher in world.watchers:
+            _check_watcher(world, watcher)
+    else:
+        _check_rewinds(world)
+    _check_interrupts(world)
+
+
+def _check_call(world: World, witness: Witness, call: Call) -> None:
+    undone = call.kind == "lock" and isinstance(call.error, KeyboardInterrupt)
+    if len(call.landed) > 1 and not call.partial and not undone:
+        witness.fail("twice", f"{call} landed {len(call.landed)} times")
+    for n in call.landed:
+        if n <= call.begun:
+            witness.fail("time", f"{call} landed before it was called")
+    if call.ended is None:  # killed
+        _check_effect(witness, call, world.history, known=False)
+        return
+    error = call.error
+    if error is None:
+        _check_success(world, witness, call)
+        return
+    if isinstance(error, _UNKNOWN):
+        if isinstance(error, UnknownOutcomeError) and not world.rough:
+            witness.fail("error", f"{call} doesn't know its outcome: {error}")
+        _check_effect(witness, call, world.history, known=False)
+        return
+    if isinstance(error, DictionaryChangedError) and witness.rewinds:
+        return
+    if call.kind == "lock" and isinstance(error, ClosedError):
+        return
+    if call.landed and not call.partial:
+        witness.fail("acknowledged", f"{call} raised {error!r}, but has landed")
+    if not _justified(world, witness, call, error):
+        witness.fail("error", f"{call} raised {type(error).__name__}: {error}")
+
+
+def _check_success(world: World, witness: Witness, call: Call) -> None:
+    if call.kind == "seen":
+        if call.result != list(call.args.items.items()):
+            witness.fail("snapshot", f"{call.name} saw {call.result} of {call.args.items}")
+        return
+    if call.kind == "mirrored":
+        _check_mirrored(witness, call)
+        return
+    if call.kind in _OTHER:
+        return
+    if call.landed:
+        for n in call.landed:
+            if n > (call.ended or 0):
+                witness.fail("acknowledged", f"{call} landed only after it had returned")
+        _check_effect(witness, call, world.history, known=True)
+        return
+    begun = call.begun if not call.stale else _earlier(world, witness, call)
+    if not any(_fits(witness.states[n], call) for n in range(begun, (call.ended or 0) + 1)):
+        kind = "read" if call.kind in _READS else "lost"
+        seen = [list(s.items.items()) for s in witness.states[begun : (call.ended or 0) + 1]]
+        witness.fail(kind, f"{call} returned {call.result!r}; there was {seen}")
+
+
+def _earlier(world: World, witness: Witness, call: Call) -> int:
+    """Return how many commits had landed when a stale read may have been current."""
+    del world
+    return max(
+        (n for n, at in enumerate(witness.times) if at <= call.called - call.stale), default=0
+    )
+
+
+def _fits(state: State, call: Call) -> bool:
+    """Tell whether the call may return what it has, and change nothing, in a state."""
+    after = state.copy()
+    try:
+        result = MODELS[call.kind](after, call)
+    except (Refused, Impossible):
+        return False
+    return result == call.result and after.same(state) and _versions(after, state, call)
+
+
+def _versions(after: State, state: State, call: Call) -> bool:
+    """Tell whether no version was made (a write of what was there already makes one)."""
+    return call.kind in _READS or call.kind == "transaction" or after.versions == state.versions
+
+
+def _check_effect(witness: Witness, call: Call, history: list[Call], *, known: bool) -> None:
+    """See that each landing of a call did what the call is to do, and returned what it found."""
+    if call.kind not in MODELS:
+        if call.kind == "inside":
+            _check_inside(witness, call, history)
+        return
+    for n in call.landed:
+        before, after = witness.states[n - 1], witness.states[n]
+        expected = before.copy()
+        try:
+            result = MODELS[call.kind](after if call.kind in _LOCKS else expected, call)
+        except Refused as refused:
+            witness.fail("effect", f"{call} landed where it must raise {refused}")
+            continue
+        except Impossible:
+            witness.fail("effect", f"{call} landed on {before.items}, which it hadn't seen")
+            continue
+        if not expected.same(after):
+            witness.fail(
+                "effect", f"{call} made {after.items} of {before.items}, not {expected.items}"
+            )
+        if known and result != call.result:
+            witness.fail("effect", f"{call} returned {call.result!r}, not {result!r}")
+
+
+def _check_inside(witness: Witness, call: Call, history: list[Call]) -> None:
+    """See that nobody changed a key between a read under its lock, and the write after that."""
+    key, token, seen, begun = call.args
+    if any(
+        other.kind == "unlock" and other.handle == call.handle and key in other.args
+        for other in history
+        if other.begun <= (call.ended or len(witness.states)) and (other.ended or begun) >= begun
+    ):
+        return  # another thread of the handle has given the lock up
+    for n in call.landed:
+        before, after = witness.states[n - 1], witness.states[n]
+        if before.items.get(key) != seen and not _own(witness, call, n):
+            witness.fail("lock", f"{call} wrote on {before.items.get(key)}, having read {seen}")
+        if after.items.get(key) != token:
+            witness.fail("effect", f"{call} didn't set {key}")
+
+
+def _own(witness: Witness, call: Call, n: int) -> bool:
+    """Tell whether the last to write a key before a landing was the handle that holds its lock.
+
+    Its other threads may; but not in a section of their own.
+    """
+    key, _, _, begun = call.args
+    for landing in reversed(witness.landings[begun + 1 : n]):
+        if landing and any(getattr(c, "key", "") == key for c in landing.commit.changes):
+            if landing.op is None or landing.op.handle != call.handle:
+                return False
+            if landing.op.kind not in {"lock", "unlock"}:
+                return landing.op.kind != "inside"
+    return False
+
+
+def _check_mirrored(witness: Witness, call: Call) -> None:
+    key, first, last, newest = call.args
+    if not newest <= first <= last:
+        witness.fail("mirror", f"{call} went back from {newest} to {first} and {last}")
+    if witness.rewinds:
+        return
+    states = [witness.by_seq(seq) for seq in range(first, last + 1)]
+    if not any(state and state.items.get(key) == call.result for state in states):
+        witness.fail("mirror", f"{call} showed {call.result}")
+
+
+# -- errors ----------------------------------------------------------------------------------
+
+
+def _justified(world: World, witness: Witness, call: Call, error: BaseException) -> bool:
+    """Tell whether something between call and return was a reason for an error."""
+    begun, ended = call.begun, call.ended or 0
+    if call.stale and not call.landed:
+        begun = _earlier(world, witness, call)
+    states = witness.states[begun : ended + 1]
+    if isinstance(error, AccessDeniedError):
+        return world.faulty("deny")
+    if isinstance(error, ClosedError):
+        return True
+    if isinstance(error, CorruptBlobError):
+        return world.faulty("truncate")
+    if isinstance(error, DictionaryChangedError):
+        return bool(witness.rewinds)
+    if isinstance(error, StoreUnavailableError):
+        return world.rough or "other writers were quicker" in str(error)
+    if isinstance(error, VersionConflictError | KeyNotFoundError):
+        return any(_refuses(state, call, error) for state in states)
+    if isinstance(error, ConflictError):
+        return _conflicts(world, call, error)
+    if isinstance(error, LockLostError):
+        return any(
+            state.locks.get(error.item_name, (b"", ""))[1] != call.handle for state in states
+        )
+    if isinstance(error, LockNotHeldError):
+        return call.kind in {"unlock", "leave"}
+    if isinstance(error, ItemLockedError):
+        if call.kind in {"lock", "unlock"}:
+            return True
+        return any(error.item_name in state.locks for state in states)
+    if isinstance(error, HistoryGapError) and world.scenario.tuning["LOG_SECONDS"] < 3600:
+        return True
+    if isinstance(error, SnapshotExpiredError | HistoryGapError):
+        return bool(witness.drops) or any(c.kind == "forget" for c in world.history)
+    if isinstance(error, TimeoutError):
+        return call.args == ("wait_for",)
+    if type(error).__name__ == "UnknownCommitError":
+        return call.kind == "open"
+    return False
+
+
+def _refuses(state: State, call: Call, error: BaseException) -> bool:
+    if call.kind == "seen":
+        return False
+    if call.kind == "mirrored":
+        return True
+    if call.kind == "transaction":
+        return isinstance(error, KeyNotFoundError)
+    try:
+        MODELS[call.kind](state.copy(), call)
+    except Refused as refused:
+        if not isinstance(error, refused.cls):
+            return False
+        if isinstance(error, KeyNotFoundError):
+            return error.keys == refused.detail
+        return not isinstance(error, VersionConflictError) or error.expected == refused.detail
+    except Impossible:
+        pass
+    return False
+
+
+def _conflicts(world: World, call: Call, error: ConflictError) -> bool:
+    """Tell whether a commit between call and return touched what is said to have changed."""
+    for landing in world.witness.landings[call.begun + 1 : (call.ended or 0) + 1]:
+        if landing is None:
+            return True
+        if any(getattr(change, "key", None) in error.keys for change in landing.commit.changes):
+            return True
+    # Or its bytes have gone.
+    return any(call.kind == "forget" for call in world.history)
+
+
+# -- followers -------------------------------------------------------------------------------
+
+
+def _check_watcher(world: World, watcher: Any) -> None:
+    """See that a watcher was told each change once, in order, and none that there wasn't."""
+    witness = world.witness
+    error = watcher.error
+    if (
+        error is not None
+        and not isinstance(
+            error, HistoryGapError | ClosedError | StoreUnavailableError | AccessDeniedError
+        )
+        and not (isinstance(error, CorruptBlobError) and world.faulty("truncate"))
+    ):
+        witness.fail("watch", f"{watcher.name} ended with {error!r}")
+    seen = [(event.seq, event.position, event.kind, event.key) for event in watcher.events]
+    if not seen:
+        return
+    first = seen[0][0] if watcher.since is None else watcher.since + 1
+    forgotten = {call.args[0] for call in world.history if call.kind == "forget"}
+    expected = [
+        (event.seq, event.position, event.kind, event.key)
+        for commit in witness.commits[first - 1 : seen[-1][0]]
+        for event in events(commit)
+        if event.key not in forgotten
+    ]
+    seen = [one for one in seen if one[3] not in forgotten]
+    if seen != expected[: len(seen)]:
+        witness.fail("watch", f"{watcher.name} saw {seen}, not {expected}")
+
+
+def _check_rewinds(world: World) -> None:
+    """See that no handle that knew more followed an index that was brought back."""
+    witness = world.witness
+    at = witness.rewinds[0]
+    kept = witness.states[at].seq
+    beyond = {n for n in range(1, at) if witness.states[n].seq > kept}
+    knew: set[str] = set()
+    for call in world.history:
+        if call.begun < at:
+            known = call.error is None and call.ended is not None and call.ended < at
+            if known and beyond & {*call.landed}:
+                knew.add(call.handle)
+        elif call.handle in knew and call.error is None and call.landed:
+            witness.fail("rewind", f"{call} followed an index that had gone back")
+
+
+def _check_interrupts(world: World) -> None:
+    """See that an interrupted write didn't overtake what its thread did next."""
+    last: dict[str, Call] = {}
+    for call in world.history:
+        before = last.get(call.thread)
+        last[call.thread] = call
+        if before is None or not isinstance(before.error, KeyboardInterrupt):
+            continue
+        if before.landed and call.landed and max(before.landed) > min(call.landed):
+            world.witness.fail("interrupt", f"{before} landed after {call}")
+
+
+# -- the end ---------------------------------------------------------------------------------
+
+
+def everything(d: RemoteDict) -> list[tuple[str, str]]:
+    """Return all pairs."""
+    return [(key, values.shrink(value)) for key, value in d.copy().items()]
+
+
+def compare(world: World, d: RemoteDict) -> None:
+    """Compare what a newcomer knows with what the witness knows."""
+    witness = world.witness
+    state, known = witness.state, d._engine.now().state
+    facts = {
+        "seq": (known.seq, state.seq),
+        "keys": (list(known), list(state.items)),
+        "versions": (
+            {key: known.version(key) for key in state.versions},
+            state.versions,
+        ),
+        "metadata": (
+            {key: text for key in known if (text := known.get(key).metadata)},
+            state.metadata,
+        ),
+        "locks": (
+            {key: lock.epoch for key, lock in known.locks.items()},
+            {key: epoch for key, (epoch, _) in state.locks.items()},
+        ),
+    }
+    for name, (has, expected) in facts.items():
+        if has != expected:
+            witness.fail("end", f"{name} are {has}, not {expected}")

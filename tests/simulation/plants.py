@@ -1,0 +1,560 @@
+"""Planted bugs: the engine with one rule dropped. The simulation must find each.
+
+A plant replaces a piece of source text of a function, and says so if it isn't there any more.
+"""
+
+from __future__ import annotations
+import __future__
+
+import importlib
+import inspect
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+
+class Edit(NamedTuple):
+    """In the function `where` (``module:name``), `old` becomes `new`."""
+
+    where: str
+    old: str
+    new: str
+
+
+class Plant(NamedTuple):
+    """A bug.
+
+    Attributes
+    ----------
+    rule : str
+        Which rule of the design it drops, if one of those that have numbers.
+    seed : int
+        A seed that finds it.
+    """
+
+    name: str
+    rule: str
+    edits: tuple[Edit, ...]
+    seed: int = -1
+
+
+def _plant(name: str, rule: str, *edits: tuple[str, str, str]) -> Plant:
+    return Plant(name, rule, tuple(Edit(*edit) for edit in edits))
+
+
+_COMMITTER = "engine.committer:"
+_LOCKS = "features.locks:"
+
+PLANTS = [
+    _plant(
+        "the If-Match is left out",
+        "",
+        (_COMMITTER + "Committer._swap", ", if_match=base.etag)", ")"),
+    ),
+    _plant(
+        "the etag is checked, then the index is put",
+        "",
+        (
+            _COMMITTER + "Committer._swap",
+            "put = self._backend.raw.put(self._layout.index, data, if_match=base.etag)",
+            (
+                "got = self._backend.raw.get(self._layout.index)\n"
+                "                if got.etag != base.etag:\n"
+                "                    raise PreconditionFailed(self._layout.index)\n"
+                "                put = self._backend.raw.put(self._layout.index, data)"
+            ),
+        ),
+    ),
+    _plant(
+        "a commit is made before its upload",
+        "",
+        (
+            "engine.values:Values._upload",
+            "            self._backend.put(self._layout.path(blob), encoded.pieces)",
+            (
+                "            self._runtime.spawn(\n"
+                "                lambda: self._backend.put(self._layout.path(blob), encoded.pieces)\n"
+                "            )"
+            ),
+        ),
+    ),
+    _plant(
+        "after a lost reply nobody looks for its commit",
+        "1",
+        (_COMMITTER + "Committer._verdict", "there == round_.commits[0].id", "False"),
+    ),
+    _plant(
+        "a checkpoint carries no recent ids",
+        "1",
+        ("pure.state:State._recent", "return [known for", "return [] and [known for"),
+    ),
+    _plant(
+        "a 412 is taken for a loss, and not looked up",
+        "1",
+        (
+            _COMMITTER + "Committer._swap",
+            "refused = exc",
+            "self._look(round_, doubt, exc)\n                return None",
+        ),
+    ),
+    _plant(
+        "a change gets a new id while its put is under way",
+        "2",
+        (
+            _COMMITTER + "Committer._swap",
+            "            if self._runtime.monotonic() >= deadline:",
+            (
+                "            if doubt:\n"
+                "                return None\n"
+                "            if self._runtime.monotonic() >= deadline:"
+            ),
+        ),
+        (_COMMITTER + "_Round.__init__", "Commit(request.id,", "Commit(uuid(),"),
+    ),
+    _plant(
+        "out of time, a commit is said to have failed",
+        "2",
+        (_COMMITTER + "_raise_if_in_doubt", "if doubt and round_.commits:", "if False:"),
+    ),
+    _plant(
+        "a refusal is given on old news",
+        "3",
+        (_COMMITTER + "Committer._settle", "known.checked > round_.newest_ticket", "True"),
+    ),
+    _plant(
+        "conditions are judged once, not on each new state",
+        "4",
+        (
+            _COMMITTER + "_Round.__init__",
+            "changes = versioned(request.decide(draft), draft)",
+            (
+                "made = request.__dict__.get('made')\n"
+                "                made = request.decide(draft) if made is None else made\n"
+                "                request.made = made\n"
+                "                changes = versioned(made, draft)"
+            ),
+        ),
+    ),
+    _plant(
+        "a bulk is read key by key",
+        "4",
+        (
+            "engine.core:Engine.read_many",
+            "        now = known or self.known()",
+            (
+                "        if known is None:\n"
+                "            return {key: self.read(key)[0] for key in keys}\n"
+                "        now = known or self.known()"
+            ),
+        ),
+    ),
+    _plant(
+        "the requests of a round don't see each other",
+        "4",
+        (_COMMITTER + "_Round.__init__", "                draft.add(commit)\n", ""),
+    ),
+    _plant(
+        "a value encoded anew takes its old name",
+        "5",
+        (
+            "engine.values:Values.encode",
+            "generation = self._runtime.uuid()",
+            "generation = key.encode().ljust(16, b'-')",
+        ),
+    ),
+    _plant(
+        "a lock is committed whatever it is by now",
+        "6",
+        (
+            _LOCKS + "Locks._commit_locks",
+            "                    raise _Moved\n",
+            "                    pass\n",
+        ),
+    ),
+    _plant(
+        "a lock is read after its lease was taken",
+        "6",
+        (
+            _LOCKS + "Locks._try",
+            "            ends = {key:",
+            (
+                "            state = engine.now().state\n"
+                "            read = {key: state.lock(key) for key in keys}\n"
+                "            ends = {key:"
+            ),
+        ),
+    ),
+    _plant(
+        "a holder whose lock is gone writes on",
+        "7",
+        (
+            _LOCKS + "Locks._judged",
+            "if held and not held.pending:",
+            "if held and lock and not held.pending:",
+        ),
+    ),
+    _plant(
+        "an unlock ends whatever epoch there is",
+        "7",
+        (_LOCKS + "Locks._release_all", "if lock and lock.epoch in held[key].epochs:", "if lock:"),
+    ),
+    _plant(
+        "each acquisition uses the same lease id",
+        "8",
+        (_LOCKS + "Locks._lease", "lease_id = engine.runtime.lease_id()", "lease_id = '0' * 32"),
+    ),
+    _plant(
+        "a write through a dead holder's lock leaves its epoch",
+        "9",
+        (_LOCKS + "Locks._judged", "ended.append(Unlock(key, lock.epoch))", "pass"),
+    ),
+    _plant(
+        "the epoch is ignored",
+        "7",
+        (_LOCKS + "Locks._judged", "touched = [", "touched = [] and ["),
+    ),
+    _plant(
+        "a lock in the way is taken for a dead holder's, unasked",
+        "6",
+        (
+            _LOCKS + "Locks._commit",
+            (
+                "                        if lease := self._lease_of_dead(lock):\n"
+                "                            leases.append(lease)\n"
+                "                            dead[lock.key] = lock.epoch"
+            ),
+            "                        dead[lock.key] = lock.epoch",
+        ),
+    ),
+    _plant(
+        "a lease that is lost is taken again",
+        "8",
+        (
+            _LOCKS + "Locks._renewed",
+            "            return False",
+            "            held.lease = self._lease(held.lease._path.rsplit('/')[-1], 15.0)",
+        ),
+        (
+            _LOCKS + "Locks._lease",
+            "path = engine.layout.lock(key)",
+            "path = engine.layout.lock(key) if len(key) < 32 else 'Index/f/locks/' + key",
+        ),
+        (_LOCKS + "Locks._check_mine", "if lock is None or lock.epoch not in epochs:", "if False:"),
+    ),
+    _plant(
+        "the writer ignores the horizon",
+        "11",
+        (_COMMITTER + "_check_bytes", "if began < index.horizon:", "if False:"),
+    ),
+    _plant(
+        "a copy names bytes that are no longer listed",
+        "13",
+        (_COMMITTER + "_check_bytes", "not _lists(draft, change)", "False"),
+        (
+            "dictionary:RemoteDict.copy_item",
+            "            entry = draft.get(source)\n",
+            "            entry = seen.get(source)\n",
+        ),
+        (
+            "dictionary:RemoteDict.copy_item",
+            "        check_key(target)\n",
+            "        check_key(target)\n        seen = self._engine.known().state\n",
+        ),
+    ),
+    _plant(
+        "a new layout is swapped in whatever has become of the old one",
+        "14",
+        ("engine.rewrite:Rewrite._swapped", "if not same or any(", "if any("),
+    ),
+    _plant(
+        "bytes are moved though a commit made since names the old ones",
+        "14",
+        ("engine.rewrite:Rewrite._swapped", "if not same or any(", "if not same or False and any("),
+    ),
+    _plant(
+        "a checkpoint replaces a newer one",
+        "14",
+        (
+            "pure.plan:swap_checkpoint",
+            "if list(index.segments[: len(covered)]) != list(covered):",
+            "if False:",
+        ),
+    ),
+    _plant(
+        "a merge replaces whatever is there",
+        "14",
+        (
+            "pure.plan:swap_merged",
+            "    if index.segments[at : at + len(refs)] != list(refs):\n        return None\n",
+            "",
+        ),
+        ("pure.plan:swap_merged", "first not in blobs or ", ""),
+        (
+            "pure.plan:swap_merged",
+            "at = blobs.index(first)",
+            "at = blobs.index(first) if first in blobs else 0",
+        ),
+    ),
+    _plant(
+        "a value that has vanished is an error, and nobody looks again",
+        "15",
+        (
+            "engine.core:Engine._newer",
+            "        if now and _same_bytes(now, entry):\n            raise self._missing(key, entry) from exc",
+            "        raise self._missing(key, entry) from exc",
+        ),
+    ),
+    _plant(
+        "a snapshot whose value has vanished shows a newer one",
+        "15",
+        (
+            "engine.core:Engine.read_many",
+            "                if known:\n                    raise SnapshotExpiredError(gone.key) from None\n",
+            "",
+        ),
+        (
+            "engine.core:Engine.stream",
+            "                raise SnapshotExpiredError(gone.key) from None",
+            (
+                "                raw = self._find_many(entries(gone.newer.state, [k for k, _ in window]), lambda _: None)\n"
+                "                known = gone.newer"
+            ),
+        ),
+        (
+            "engine.core:Engine.stream",
+            "for key, entry in window:",
+            "for key, entry in entries(known.state, [k for k, _ in window]):",
+        ),
+    ),
+    _plant(
+        "an index that went back is followed",
+        "16",
+        ("engine.index:IndexBlob._ask", "if base and base.index:", "if False:"),
+        (
+            "engine.index:IndexBlob._follow",
+            "if known and old and old.revision >= index.revision:",
+            "if known and old and old.revision == index.revision and known.etag == etag:",
+        ),
+        (
+            "engine.index:IndexBlob._follow",
+            "wanted = self.reader.wanted(old, index) if old else None",
+            "wanted = None",
+        ),
+        (
+            "engine.index:IndexBlob._follow",
+            "if known and not _continues(known.state, loaded[0]):",
+            "if False:",
+        ),
+    ),
+    _plant(
+        "whether the index went back is judged by its number alone",
+        "16",
+        (
+            "engine.index:IndexBlob._check_identity",
+            "new.seq == old.seq and new.head != base.state.head",
+            "False",
+        ),
+        ("engine.reader:Reader._check_same", "if commit_id != state.head:", "if False:"),
+        ("engine.index:_continues", "return ", "return True or "),
+    ),
+    _plant(
+        "a slow answer is judged by what is known by now",
+        "16",
+        (
+            "engine.index:IndexBlob._ask",
+            "self._check_identity(base, base.index, index)",
+            "self._check_identity(self.known, self.known.index, index)",
+        ),
+    ),
+    _plant(
+        "values are cached by key",
+        "",
+        (
+            "engine.values:Values.fetch",
+            "data = self.at_hand(entry)",
+            "data = self.at_hand(entry) or self.cache.get(key.encode())",
+        ),
+        (
+            "engine.values:Values.fetch",
+            "self.cache.add(entry.generation, data)",
+            "self.cache.add(key.encode(), data)",
+        ),
+    ),
+    _plant(
+        "a check that was sent before serves a caller who comes later",
+        "",
+        ("engine.index:IndexBlob._check", "            self._waiting = None\n", ""),
+        (
+            "engine.index:IndexBlob._check",
+            "        self.checked_at =",
+            "        self._waiting = None\n        self.checked_at =",
+        ),
+    ),
+    _plant(
+        "the state is published that was learnt last, not the newest",
+        "",
+        (
+            "engine.index:IndexBlob._follow",
+            "if known and old and old.revision >= index.revision:",
+            "if known and old and old.revision == index.revision:",
+        ),
+        (
+            "engine.index:IndexBlob._follow",
+            "loaded = self.reader.load(index, segments)",
+            "loaded = self.reader.load(index, segments)\n                known = self.known",
+        ),
+        (
+            "engine.index:IndexBlob._follow",
+            "wanted = self.reader.wanted(old, index) if old else None",
+            "wanted = None",
+        ),
+        (
+            "engine.index:IndexBlob._follow",
+            "if known and not _continues(known.state, loaded[0]):",
+            "if False:",
+        ),
+    ),
+    _plant(
+        "who follows doesn't learn where inline values went",
+        "",
+        ("pure.state:State.relocate", "for commit in commits:", "for commit in ():"),
+    ),
+    _plant(
+        "who follows doesn't notice that bytes were moved",
+        "",
+        ("engine.reader:Reader.wanted", "if new.moved != old.moved:", "if False:"),
+    ),
+    _plant(
+        "a transaction doesn't judge what it has read",
+        "4",
+        ("features.transaction:_Reads.__call__", "if changed:", "if False:"),
+    ),
+    _plant(
+        "a scan counts as reading nothing",
+        "4",
+        ("features.transaction:_Reads.__call__", "if self.all else set()", "if False else set()"),
+    ),
+    _plant(
+        "a key is popped that isn't the one that was read",
+        "4",
+        (
+            "dictionary:RemoteDict._delete_exactly",
+            "now is None or now.generation != entry.generation",
+            "now is None",
+        ),
+    ),
+    _plant(
+        "an interrupted write goes on to be submitted",
+        "",
+        ("engine.core:Engine.commit", "with self.runtime.still_wanted():", "if True:"),
+    ),
+    _plant(
+        "a forked child goes on with its parent's locks",
+        "",
+        (
+            "session:Session.forget_parts",
+            "            self._parts.locks.orphan()\n",
+            "            held = self._parts.locks._held\n            self._heirloom = held\n",
+        ),
+        (
+            "session:Session.parts",
+            "                locks = Locks(engine)\n",
+            "                locks = Locks(engine)\n                locks._held = self.__dict__.get('_heirloom', locks._held)\n",
+        ),
+    ),
+    _plant(
+        "a watch goes on at the newest segment",
+        "",
+        (
+            "features.watch:Watch._commit",
+            "self._commits = self._engine().commits.after(self._after, self._known)",
+            (
+                "begin = max(self._after, self._known.index.settled)\n"
+                "                self._commits = self._engine().commits.after(begin, self._known)"
+            ),
+        ),
+    ),
+    _plant(
+        "a watch hands a commit out again after a lost connection",
+        "",
+        (
+            "features.watch:Watch.__next__",
+            "                self._after = commit.seq\n",
+            "                self._after = commit.seq - (self._poll.least < self._pause)\n",
+        ),
+        ("features.watch:Watch.__next__", "if (e.seq, e.position) > self._done", ""),
+    ),
+    _plant(
+        "a mirror shows what it has learnt last",
+        "",
+        ("features.mirror:Mirror._take", "if _revision(held) > _revision(self._now):", "if True:"),
+    ),
+    _plant(
+        "a drop takes a version too many",
+        "13",
+        (
+            "pure.state:State.apply",
+            "after = after.rebased(drop=change)",
+            "after = after.rebased(drop=Drop(after.seq, 1))",
+        ),
+    ),
+    _plant(
+        "a client that doesn't know a feature writes on",
+        "",
+        (
+            "pure.records:_check_index",
+            "if unknown := sorted(set(index.features) - FEATURES):",
+            "if unknown := []:",
+        ),
+    ),
+]
+"""Not yet here: rules 11 (vacuum's side) and 12, which are about vacuum. Rule 10 keeps lockers from
+waiting in a ring and a dead writer from holding up the queue: it is about time, and not seen here."""
+
+
+@contextmanager
+def planted(plant: Plant) -> Iterator[None]:
+    """Let the engine have a bug."""
+    undo: list[tuple[Any, str, Any]] = []
+    sources: dict[str, str] = {}
+    for edit in plant.edits:
+        *_, function = _find(edit.where)
+        source = sources.get(edit.where) or inspect.getsource(function)
+        if edit.old not in source:
+            msg = f"{plant.name!r}: {edit.where} no longer has {edit.old!r}"
+            raise LookupError(msg)
+        sources[edit.where] = source.replace(edit.old, edit.new, 1)
+    for where, source in sources.items():
+        module, owner, name, _ = _find(where)
+        undo.append((owner, name, owner.__dict__[name]))
+        setattr(owner, name, _compiled(source, module, name))
+    try:
+        yield
+    finally:
+        for owner, name, value in undo:
+            setattr(owner, name, value)
+
+
+def _find(where: str) -> tuple[ModuleType, Any, str, Any]:
+    module_name, _, path = where.partition(":")
+    module = importlib.import_module(f"remotedict.{module_name}")
+    *owners, name = path.split(".")
+    owner: Any = module
+    for one in owners:
+        owner = getattr(owner, one)
+    function = getattr(owner, name)
+    return module, owner, name, getattr(function, "__func__", function)
+
+
+def _compiled(source: str, module: ModuleType, name: str) -> Any:
+    """Return the function that the source defines, with the globals of its module."""
+    if source[0].isspace():
+        source = f"if True:\n{source}"
+    flags = __future__.annotations.compiler_flag
+    code = compile(source, f"<planted {name}>", "exec", flags=flags, dont_inherit=True)
+    scope: dict[str, Any] = {}
+    exec(code, vars(module), scope)  # noqa: S102
+    return scope[name]

@@ -1,0 +1,193 @@
+"""Scenarios: what one seed does, drawn by swarm testing.
+
+Each seed has a mix of its own: of operations, faults, clients and tuning. So rare things meet
+often in some seed, and not a little in all (Groce et al., "Swarm Testing", ISSTA 2012).
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from simulation.network import FAULTS, Weather
+
+
+@dataclass
+class Step:
+    """One operation of a thread: what, and the seed of its details."""
+
+    number: int
+    kind: str
+    seed: int
+
+
+@dataclass
+class Blow:
+    """Something that befalls a client, or the index, at a time."""
+
+    time: float
+    kind: str
+    client: int
+    seconds: float
+
+
+@dataclass
+class Client:
+    """One client: its options, its network, and what each of its threads does."""
+
+    options: dict[str, Any]
+    weather: Weather
+    threads: list[list[Step]]
+    interruptible: bool
+    pause: float
+    skew: float
+
+
+@dataclass
+class Scenario:
+    """What happens, as far as it is drawn before."""
+
+    seed: int
+    keys: int
+    sizes: tuple[int, ...]
+    clients: list[Client]
+    blows: list[Blow]
+    tuning: dict[str, Any] = field(default_factory=dict)
+
+
+KINDS = {
+    "get": 6,
+    "get_default": 1,
+    "get_many": 3,
+    "contains": 1,
+    "len": 1,
+    "keys": 1,
+    "backwards": 0.5,
+    "items": 2,
+    "copy": 1,
+    "version": 1,
+    "metadata": 0.5,
+    "query": 0.3,
+    "at": 1,
+    "snapshot": 1.5,
+    "locks": 0.3,
+    "set": 6,
+    "set_many": 3,
+    "put": 3,
+    "delete": 2,
+    "delete_many": 1,
+    "pop": 1.5,
+    "popitem": 1,
+    "setdefault": 1.5,
+    "clear": 0.5,
+    "annotate": 1,
+    "copy_item": 1.5,
+    "revert": 1.5,
+    "modify": 2,
+    "transaction": 3,
+    "commit": 1.5,
+    "lock": 2,
+    "unlock": 1.5,
+    "force": 0.5,
+    "section": 3,
+    "forget": 0.7,
+    "policy": 0.5,
+    "watch": 1.5,
+    "on_change": 0.5,
+    "mirror": 1,
+    "reopen": 0.5,
+    "sleep": 1,
+}
+"""Kinds of operations, and how often they are drawn. Vacuum will be one more."""
+
+BLOWS = ("pause", "kill", "fork", "interrupt", "rewind", "retag")
+
+
+def draw(seed: int) -> Scenario:
+    """Return the scenario of a seed."""
+    rng = random.Random(seed)
+    choice, chance = rng.choice, rng.random
+    kinds = list(KINDS)
+    few = rng.sample(kinds, rng.randint(3, len(kinds) // 2))
+    if chance() < 0.3:
+        few = kinds
+    if chance() < 0.9:
+        few = [*{*few, "get", "set"}]
+        few.sort()
+    weights = [KINDS[kind] * choice((0.3, 1, 1, 3)) for kind in few]
+
+    faults = tuple(rng.sample(FAULTS, rng.randint(1, len(FAULTS))))
+    rate = choice((0.0, 0.03, 0.1, 0.25))
+    latency = choice((0.002, 0.02, 0.2))
+    spikes = choice((0.0, 0.02, 0.1))
+    pause = choice((0.0, 0.01, 0.1, 3.0))
+    count = choice((1, 2, 2, 3, 3, 4))
+    steps = rng.randint(2, 8)
+    number = 0
+
+    def thread() -> list[Step]:
+        nonlocal number
+        drawn = []
+        for kind in rng.choices(few, weights, k=rng.randint(1, steps)):
+            number += 1
+            drawn.append(Step(number, kind, rng.getrandbits(32)))
+        return drawn
+
+    inline = choice((0, 200, 2048))
+    history = choice((None, None, "all", 2))
+    timeout = choice((3.0, 20.0, 60.0))
+    retention = choice((0.0, 0.5, 3600.0))
+    staleness = choice((0.0, 0.0, 0.0, 0.0, 0.5))
+    clients = []
+    for n in range(count):
+        mine = Weather(latency * choice((1, 1, 1, 10)), spikes, rate * choice((0, 1, 1, 1)), faults)
+        clients.append(
+            Client(
+                {
+                    "author": "ABCDEFG"[n],
+                    "timeout": timeout,
+                    "max_staleness": staleness,
+                    "inline_bytes": inline if chance() < 0.8 else choice((0, 200, 2048)),
+                    "cache_bytes": choice((0, 2000, 1_000_000)),
+                    "retention": retention,
+                    "history": history if n == 0 or chance() < 0.2 else None,
+                },
+                mine,
+                [thread() for _ in range(choice((1, 1, 1, 2, 3)))],
+                interruptible=False,
+                pause=pause,
+                skew=choice((0.0, 0.0, -100.0, 1000.0)),
+            )
+        )
+    length = steps * (latency * 6 + pause)
+    blows = []
+    struck = rng.sample(BLOWS, rng.randint(0, 3)) if chance() < 0.5 else []
+    if "rewind" in struck and (chance() < 0.5 or {"forget"} & {*few}):
+        struck.remove("rewind")
+    for kind in struck:
+        for _ in range(rng.randint(1, 3)):
+            seconds = choice((0.1, 5.0, 20.0, 40.0))
+            blows.append(Blow(chance() * length, kind, rng.randrange(count), seconds))
+    blows.sort(key=lambda blow: blow.time)
+    for blow in blows:
+        if blow.kind == "interrupt":
+            clients[blow.client].interruptible = True
+    log_seconds = choice((0.0, 5.0, 86400.0))
+    return Scenario(
+        seed,
+        keys=choice((1, 2, 2, 3, 5)),
+        sizes=choice(((0,), (0, 100), (0, 300, 3000), (0, 0, 100, 300, 3000))),
+        clients=clients,
+        blows=blows,
+        tuning={
+            "INDEX_BYTES": choice((700, 1200, 2500, 16384)),
+            "FAN": choice((2, 3, 6)),
+            "CHECKPOINT_MIN": choice((1, 2000, 8000, 256 * 1024)),
+            "LOG_SECONDS": log_seconds,
+            "PIECE_BYTES": choice((256, 1024, 8 << 20)),
+            "PACK_BYTES": choice((500, 16 << 20)),
+            "LEASE_SECONDS": choice((2.0, 15.0, 15.0)),
+            "RECENT_IDS": choice((6, 64)) if log_seconds > 3600 else 64,
+        },
+    )

@@ -1,0 +1,425 @@
+"""The witness: the order of the commits, as they land in the store, and what each one made.
+
+It replays each commit on plain dicts, and shares nothing with the engine but the records.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from remotedict.errors import RemoteDictError
+from remotedict.pure.naming import Layout, born, escape, unique
+from remotedict.pure.records import (
+    Annotate,
+    Commit,
+    Delete,
+    Drop,
+    Forget,
+    Index,
+    Lock,
+    Range,
+    Segment,
+    Set,
+    Unlock,
+    decode,
+)
+from simulation.values import TOKEN, expand
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from simulation.store import Store
+
+_GENERATION = re.compile("-([0-9a-f]{32})$")
+
+
+class Violation(NamedTuple):
+    """A promise that was broken."""
+
+    kind: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.what}"
+
+
+class State:
+    """What the dictionary is after a landing.
+
+    Attributes
+    ----------
+    items : dict
+        The token of each key's value, in the order of insertion.
+    versions, metadata, locks : dict
+        By key; a lock is its epoch and the handle that took it.
+    past : dict
+        By key and version, the token of what it was; None for a deletion.
+    places : dict
+        By key and version, where the bytes are, as the newest index says: a path and a range,
+        or the bytes themselves.
+    """
+
+    __slots__ = ("items", "locks", "metadata", "past", "seq", "versions")
+
+    def __init__(self) -> None:
+        self.seq = 0
+        self.items: dict[str, str] = {}
+        self.versions: dict[str, int] = {}
+        self.metadata: dict[str, str] = {}
+        self.locks: dict[str, tuple[bytes, str]] = {}
+        self.past: dict[tuple[str, int], str | None] = {}
+
+    def copy(self) -> State:
+        new = State.__new__(State)
+        new.seq = self.seq
+        new.items = self.items.copy()
+        new.versions = self.versions.copy()
+        new.metadata = self.metadata.copy()
+        new.locks = self.locks.copy()
+        new.past = self.past.copy()
+        return new
+
+    def same(self, other: State) -> bool:
+        """Tell whether users see the same keys, values and metadata, in the same order."""
+        return (
+            self.items == other.items
+            and self.metadata == other.metadata
+            and list(self.items) == list(other.items)
+        )
+
+    # What operations do, by the words of their docstrings.
+
+    def set(self, key: str, token: str) -> None:
+        self.items[key] = token
+        self.versions[key] = self.versions.get(key, 0) + 1
+
+    def delete(self, key: str) -> None:
+        del self.items[key]
+        self.metadata.pop(key, None)
+        self.versions[key] += 1
+
+    def annotate(self, key: str, text: str) -> None:
+        self.metadata[key] = text
+        if not text:
+            del self.metadata[key]
+
+    def forget(self, key: str) -> None:
+        self.items.pop(key, None)
+        self.metadata.pop(key, None)
+        self.versions.pop(key, None)
+        for name, version in list(self.past):
+            if name == key:
+                del self.past[name, version]
+
+
+class Landing(NamedTuple):
+    """One commit that has landed."""
+
+    commit: Commit
+    op: Any  # the operation that it is of; None for the upkeep
+    who: str  # the process whose request it was
+
+
+class Witness:
+    """Sees what lands.
+
+    Attributes
+    ----------
+    states : list of State
+        After each landing; the first is of the empty dictionary.
+    landings : list of Landing or None
+        What led from one state to the next; None where the index was brought back.
+    order : list of bytes
+        The ids of the commits that the index has now.
+    """
+
+    def __init__(
+        self, layout: Layout, owners: dict[bytes, Any], clock: Callable[[], float]
+    ) -> None:
+        self.store: Store
+        self.violations: list[Violation] = []
+        self.states = [State()]
+        self.landings: list[Landing | None] = [None]
+        self.order: list[bytes] = []
+        self.commits: list[Commit] = []
+        self.index: Index | None = None
+        self.versions_of_index: list[bytes] = []
+        self.landed_ids: dict[bytes, int] = {}
+        self.rewinds: list[int] = []
+        self.times = [0.0]
+        self.clock = clock
+        self.drops = 0
+        self._layout = layout
+        self._owners = owners
+        self._tokens: dict[bytes, str] = {}
+        self._where: dict[bytes, Any] = {}  # by generation: path and range, or bytes
+        self._by_blob: dict[str, set[bytes]] = {}
+        self._lease_of: dict[tuple[Any, str], str] = {}
+        self._epoch_lease: dict[tuple[bytes, str], str] = {}
+        self._features: list[str] = []
+
+    @property
+    def now(self) -> int:
+        """The number of landings so far."""
+        return len(self.states) - 1
+
+    @property
+    def state(self) -> State:
+        return self.states[-1]
+
+    def fail(self, kind: str, what: str) -> None:
+        """Take down that a promise was broken."""
+        self.violations.append(Violation(kind, what))
+
+    # -- what lands -------------------------------------------------------------------------
+
+    def landed(self, data: bytes, who: str) -> None:
+        """Look at a new version of the index blob."""
+        try:
+            self._landed(data, who)
+        except RemoteDictError as exc:
+            self.fail("order", f"{who} put an index that can't be read: {exc}")
+
+    def _landed(self, data: bytes, who: str) -> None:
+        index, _ = decode(data, Index, self._layout.index)
+        old, self.index = self.index, index
+        self.versions_of_index.append(data)
+        if old is None:
+            self.order, self.commits = [], []
+        else:
+            if (index.dictionary, index.incarnation) != (old.dictionary, old.incarnation):
+                self.fail("order", f"{who} put the index of another dictionary")
+            if index.revision != old.revision + 1:
+                self.fail("order", f"{who} put revision {index.revision} on {old.revision}")
+            if index.horizon < old.horizon or index.horizon_seq < old.horizon_seq:
+                self.fail("horizon", f"{who} put horizon {index.horizon} on {old.horizon}")
+            if index.moved < old.moved:
+                self.fail("order", f"{who} lowered what counts the moves")
+        if index.seq < len(self.order):
+            self.fail("order", f"{who} put seq {index.seq} on {len(self.order)}")
+            return
+        fresh: list[Commit] = []
+        if index.settled > len(self.order) or old is None or index.segments != old.segments:
+            for ref in index.segments:
+                fresh += self._segment(ref, old, who)
+        fresh += [c for c in index.tail if c.seq > len(self.order) + len(fresh)]
+        self._check_names(index, who)
+        known = {c.seq: c.id for c in index.tail}
+        for seq, commit_id in known.items():
+            if seq <= len(self.order) and self.order[seq - 1] != commit_id:
+                self.fail("order", f"{who} changed commit {seq}, which had landed")
+        for commit in fresh:
+            self._commit(commit, index, who)
+        if index.seq != len(self.order):
+            self.fail("order", f"{who} put seq {index.seq}, but {len(self.order)} commits")
+
+    def _segment(self, ref: Any, old: Index | None, who: str) -> list[Commit]:
+        """Look at a segment that the index names; return the commits in it that are new."""
+        if old and ref in old.segments:
+            return []
+        data = self.store.blob(self._layout.path(ref.blob))
+        if data is None:
+            self.fail("missing", f"{who} named {ref.blob}, which isn't there")
+            return []
+        segment, _ = decode(data, Segment, ref.blob)
+        for commit in segment.commits:
+            if commit.seq <= len(self.order) and self.order[commit.seq - 1] != commit.id:
+                self.fail("order", f"{who} changed commit {commit.seq} in {ref.blob}")
+            for change in commit.changes:
+                if isinstance(change, Set) and isinstance(change.place, Range):
+                    place = change.place
+                    self._place(
+                        change.generation, place.blob or ref.blob, place.offset, place.length
+                    )
+        return [c for c in segment.commits if c.seq > len(self.order)]
+
+    def _check_names(self, index: Index, who: str) -> None:
+        """See that everything that the index names is there."""
+        refs = [ref.blob for ref in index.segments]
+        refs += [ref.blob for ref in (index.checkpoint, index.log) if ref]
+        for blob in refs:
+            if self.store.blob(self._layout.path(blob)) is None:
+                self.fail("missing", f"{who} put an index that names {blob}, which isn't there")
+
+    def _place(self, generation: bytes, blob: str, offset: int, length: int) -> None:
+        path = self._layout.path(blob)
+        old = self._where.get(generation)
+        if isinstance(old, tuple) and old[0] == path:
+            return
+        self._where[generation] = (path, offset, length)
+        self._by_blob.setdefault(path, set()).add(generation)
+
+    def _commit(self, commit: Commit, index: Index, who: str) -> None:
+        """Replay one commit that has landed."""
+        op = self._owners.get(commit.id)
+        state = self.state.copy()
+        state.seq += 1
+        if commit.seq != state.seq:
+            self.fail("order", f"{who} put commit {commit.seq} after {state.seq - 1}")
+        if commit.id in self.landed_ids:
+            self.fail("twice", f"commit {commit.id.hex()} of {op} landed twice")
+        name = op.handle if op else f"upkeep of {who}"
+        seen: set[tuple[str, type]] = set()
+        ended: set[str] = set()
+        for change in commit.changes:
+            if isinstance(change, Unlock):
+                ended.add(change.key)
+                self._unlock(state, change, op, name)
+            elif isinstance(change, Lock):
+                held = state.locks.get(change.key)
+                if held and held[1] != name:
+                    self.fail("lock", f"{name} locked {change.key} over {held[1]}")
+                state.locks[change.key] = (commit.id, name)
+                path = self._layout.lock(change.key)
+                lease = self._lease_of.get((op, path)) or self._lease_of.get((name, path))
+                if lease is None:
+                    self.fail("lock", f"{name} locked {change.key} without a lease")
+                else:
+                    self._epoch_lease[commit.id, change.key] = lease
+            elif isinstance(change, Drop):
+                self.drops += 1
+            else:
+                if (change.key, type(change)) in seen:
+                    self.fail("order", f"commit {commit.seq} changes {change.key} twice")
+                seen.add((change.key, type(change)))
+                self._change(state, change, index, name)
+        self.order.append(commit.id)
+        self.commits.append(commit)
+        self.landed_ids[commit.id] = len(self.states)
+        if op is not None:
+            op.landed.append(len(self.states))
+        self.states.append(state)
+        self.landings.append(Landing(commit, op, who))
+        self.times.append(self.clock())
+
+    def _unlock(self, state: State, change: Unlock, op: Any, name: str) -> None:
+        held = state.locks.pop(change.key, None)
+        if held is None or held[0] != change.epoch:
+            self.fail("lock", f"{name} ended an epoch of {change.key} that isn't there")
+            return
+        if held[1] != name and not (op and op.forces):
+            lease = self._epoch_lease.get((change.epoch, change.key))
+            if lease is not None and lease not in self.store.lost:
+                self.fail("lock", f"{name} ended the lock of {held[1]}, who lives")
+
+    def _change(
+        self, state: State, change: Set | Delete | Annotate | Forget, index: Index, name: str
+    ) -> None:
+        key = change.key
+        held = state.locks.get(key)
+        if held and held[1] != name:
+            self.fail("lock", f"{name} changed {key}, which {held[1]} has locked")
+        if isinstance(change, Forget):
+            for name_, version in state.past:
+                if name_ == key:
+                    self._drop_place(state.past[name_, version])
+            state.forget(key)
+            return
+        if isinstance(change, Annotate):
+            if key not in state.items:
+                self.fail("effect", f"{name} gave metadata to {key}, which isn't there")
+                return
+            state.annotate(key, change.metadata)
+            return
+        if change.version != state.versions.get(key, 0) + 1:
+            self.fail("version", f"{name} made version {change.version} of {key}")
+        if isinstance(change, Delete):
+            if key not in state.items:
+                self.fail("effect", f"{name} deleted {key}, which isn't there")
+                return
+            state.delete(key)
+            state.past[key, state.versions[key]] = None
+            return
+        token = self._token(change, index, name)
+        state.set(key, token)
+        state.past[key, state.versions[key]] = token
+
+    def _drop_place(self, token: str | None) -> None:
+        """Take down that the bytes of a value may go."""
+
+    def _token(self, change: Set, index: Index, name: str) -> str:
+        """Return which value a change sets, from its bytes: they must be there."""
+        generation, place = change.generation, change.place
+        if isinstance(place, bytes):
+            self._where[generation] = place
+        elif isinstance(place, int):
+            blob = f"v:{escape(change.key)}/{unique(change.born, generation)}"
+            self._place(generation, blob, 0, place)
+        elif place.blob:
+            self._place(generation, place.blob, place.offset, place.length)
+        if change.origin is None and not isinstance(place, bytes):
+            began = change.born if isinstance(place, int) else born(place.blob or "s:0-0")
+            if began < index.horizon and (isinstance(place, int) or place.blob[:1] == "p"):
+                self.fail("horizon", f"{name} named a value of {change.key} below the horizon")
+        token = self._read(generation)
+        if token is None:
+            self.fail("missing", f"{name} set {change.key}, but its bytes aren't there")
+            return "?"
+        return token
+
+    def _read(self, generation: bytes) -> str | None:
+        """Return the token in the bytes of a generation, None if they aren't there."""
+        where = self._where.get(generation)
+        if isinstance(where, tuple):
+            path, offset, length = where
+            data = self.store.blob(path)
+            if data is None or len(data) < offset + length:
+                return None
+            data = data[offset : offset + length]
+        else:
+            data = where
+        if data is None or generation not in data:
+            return None
+        found = TOKEN.search(data)
+        if found is None or expand(found[0].decode()).encode() not in data:
+            return None
+        return found[0].decode()
+
+    # -- what else happens ------------------------------------------------------------------
+
+    def deleted(self, paths: Iterable[str]) -> None:
+        """See that nothing that is deleted is still named."""
+        index = self.index
+        if index is None:
+            return
+        refs = [ref.blob for ref in index.segments]
+        refs += [ref.blob for ref in (index.checkpoint, index.log) if ref]
+        named = {self._layout.path(blob) for blob in refs}
+        for path in paths:
+            if path in named:
+                self.fail("missing", f"{path} was deleted, but the index names it")
+
+    def leased(self, path: str, lease_id: str) -> None:
+        """Take down who was granted a lease."""
+        op = self._owners.get(bytes.fromhex(lease_id.replace("-", "")))
+        if op is not None:
+            self._lease_of[op, path] = self._lease_of[op.handle, path] = lease_id
+
+    def rewound(self, data: bytes) -> None:
+        """Take down that the index was brought back."""
+        self.index, _ = decode(data, Index, self._layout.index)
+        seq = self.index.seq
+        del self.order[seq:]
+        del self.commits[seq:]
+        at = max(n for n, state in enumerate(self.states) if state.seq == seq and self._on(n))
+        self.states.append(self.states[at])
+        self.landings.append(None)
+        self.times.append(self.clock())
+        self.rewinds.append(self.now)
+
+    def _on(self, n: int) -> bool:
+        """Tell whether a landing is on the branch that the index has now."""
+        landing = self.landings[n]
+        seq = self.states[n].seq
+        return seq == 0 or bool(
+            landing and seq <= len(self.order) and self.order[seq - 1] == landing.commit.id
+        )
+
+    def by_seq(self, seq: int) -> State | None:
+        """Return the state as of a commit of the branch that there is now."""
+        if seq == 0:
+            return self.states[0]
+        if seq > len(self.order):
+            return None
+        return self.states[self.landed_ids[self.order[seq - 1]]]

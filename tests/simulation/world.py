@@ -1,0 +1,294 @@
+"""The world: the store, the clients and what befalls them, from one scenario."""
+
+from __future__ import annotations
+
+import gc
+import random
+import traceback
+from contextlib import contextmanager
+from itertools import count
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from greenlet import getcurrent
+
+import remotedict.session
+from remotedict import RemoteDict
+from remotedict.engine import reader, upkeep, values
+from remotedict.engine.runtime import AbandonedError
+from remotedict.errors import RemoteDictError
+from remotedict.features import locks
+from remotedict.pure import plan, state
+from remotedict.pure.naming import Layout
+from simulation import checks
+from simulation.calls import Call
+from simulation.clients import Place, VirtualClient, Watcher
+from simulation.network import Network, Weather
+from simulation.runtime import SimRuntime
+from simulation.scheduler import Process, Raise, Scheduler, Stuck
+from simulation.store import Store
+from simulation.witness import Violation, Witness
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from simulation.scenario import Blow, Scenario
+
+_STEPS = 60_000
+_CALM = Weather(0.001, 0.0, 0.0, ())
+
+
+class Report(NamedTuple):
+    """What came of one scenario."""
+
+    violations: list[Violation]
+    trace: list[str]
+    calls: int
+    requests: int
+    commits: int
+
+
+class Say:
+    """The trace: one line for each thing that happens; off, it costs nothing."""
+
+    def __init__(self, scheduler: Scheduler, *, on: bool) -> None:
+        self._scheduler = scheduler
+        self.on = on
+        self.lines: list[str] = []
+
+    def __call__(self, who: str, *what: Any) -> None:
+        if self.on:
+            time = self._scheduler.now - 1_000_000
+            self.lines.append(f"{time:11.6f} {who:5} {' '.join(map(str, what))}")
+
+
+class World:
+    """One store, one clock, and the clients of one dictionary."""
+
+    def __init__(self, scenario: Scenario, *, trace: bool) -> None:
+        self.scenario = scenario
+        seed = scenario.seed
+        self.scheduler = Scheduler(random.Random(seed * 8 + 1), _STEPS)
+        self.say = Say(self.scheduler, on=trace)
+        self.owners: dict[bytes, Any] = {}
+        layout = Layout("f")
+        self.witness = Witness(layout, self.owners, lambda: self.scheduler.now)
+        self.store = Store(self.scheduler, layout.index, self.witness)
+        self.history: list[Call] = []
+        self._ticks = 0
+        self.watchers: list[Watcher] = []
+        self.handles: list[RemoteDict] = []
+        self._rng = random.Random(seed * 8 + 2)
+        self._ids = random.Random(seed * 8 + 3)
+        self._networks: list[Network] = []
+        self.runtimes: dict[Process, SimRuntime] = {}
+        self.processes: list[Process] = []
+        self.clients = [VirtualClient(self, n, drawn) for n, drawn in enumerate(scenario.clients)]
+
+        weathers = [client.weather for client in scenario.clients]
+        self.rough = any(weather.rate for weather in weathers) or bool(scenario.blows)
+        self._faults = {fault for w in weathers if w.rate for fault in w.faults}
+
+    def tick(self) -> int:
+        """Return a number that only grows."""
+        self._ticks += 1
+        return self._ticks
+
+    def rest(self) -> None:
+        """Know that a client has nothing to do any more; the last one ends the run."""
+        if not any(client.busy for client in self.clients):
+            self.scheduler.stop()
+
+    def faulty(self, fault: str) -> bool:
+        """Tell whether a fault may have befallen somebody."""
+        return fault in self._faults
+
+    # -- what clients are made of -----------------------------------------------------------
+
+    def process(self, name: str, skew: float) -> Process:
+        """Return a new process."""
+        process = Process(name)
+        process.skew = skew
+        self.processes.append(process)
+        self.runtimes[process] = SimRuntime(self.scheduler, process, self._ids, self.owners)
+        return process
+
+    def network(self, process: Process, number: int) -> Network:
+        """Return the way of a process to the store."""
+        weather = self.scenario.clients[number].weather if number >= 0 else _CALM
+        network = Network(self.scheduler, process, self.store, weather, self._rng, self.say)
+        self._networks.append(network)
+        return network
+
+    def runtime(self) -> SimRuntime:
+        """Return the runtime of the process that runs now."""
+        return self.runtimes[getcurrent().process]
+
+    # -- what befalls them ------------------------------------------------------------------
+
+    def strike(self, blow: Blow) -> None:
+        """Let something happen to a client."""
+        client = self.clients[blow.client % len(self.clients)]
+        process = client.process
+        if blow.kind == "rewind":
+            self._rewind()
+            return
+        if blow.kind == "retag":
+            if self.witness.index:
+                self.store.copy_index()
+                self.say("", "the index is copied")
+            return
+        if not process.alive or not client.busy:
+            return
+        self.say(client.handle, blow.kind, blow.seconds)
+        if blow.kind == "pause":
+            process.paused_until = self.scheduler.now + blow.seconds
+        elif blow.kind == "kill":
+            self._kill(client)
+            self.scheduler.at(self.scheduler.now + blow.seconds, client.start)
+            client.busy = 1  # it will be back
+        elif blow.kind == "fork":
+            if client.d is not None:
+                client.d._session.forget_parts()
+                self._kill(client)
+                client.go_on()
+        elif blow.kind == "interrupt":
+            main = client.main
+            if main and main.op is not None:
+                self.scheduler.wake(main, main.turn, Raise(KeyboardInterrupt()))
+
+    def _kill(self, client: VirtualClient) -> None:
+        self.scheduler.kill(client.process)
+        client.died()
+
+    def _rewind(self) -> None:
+        versions = self.witness.versions_of_index
+        if len(versions) < 2:
+            return
+        back = self._rng.randint(1, min(4, len(versions) - 1))
+        self.say("", "the index is brought back by", back)
+        del versions[-back:]
+        self.store.rewind(versions[-1])
+
+    # -- the run ----------------------------------------------------------------------------
+
+    def run(self) -> Report:
+        """Run to the end, and check what happened."""
+        scheduler = self.scheduler
+        for client in self.clients:
+            client.start()
+        for blow in self.scenario.blows:
+            scheduler.at(scheduler.now + blow.time, lambda blow=blow: self.strike(blow))
+        try:
+            scheduler.run()
+            if any(client.busy for client in self.clients):
+                self.witness.fail("stuck", "everybody waits, and nothing will happen")
+            self._settle()
+            self._last_look()
+        except Stuck as stuck:
+            self.witness.fail("stuck", str(stuck))
+        except (Exception, AbandonedError) as exc:  # noqa: BLE001
+            where = "".join(traceback.format_exception(exc)[-3:])
+            self.witness.fail("crash", f"{exc!r} {where}")
+        checks.check(self)
+        return Report(
+            self.witness.violations,
+            self.say.lines,
+            len(self.history),
+            sum(network.requests for network in self._networks),
+            self.witness.now,
+        )
+
+    def _settle(self) -> None:
+        """Let what is under way arrive, and the followers see it."""
+        for network in self._networks:
+            network.calm = True
+        scheduler = self.scheduler
+        for client in self.clients:
+            for stop in client.ends:
+                scheduler.at(scheduler.now + 5.0, stop)
+        self._pass(6.0)
+        for process in self.processes:
+            scheduler.kill(process)
+        scheduler.run()
+
+    def _pass(self, seconds: float) -> None:
+        self.scheduler.at(self.scheduler.now + seconds, self.scheduler.stop)
+        self.scheduler.run()
+
+    def _last_look(self) -> None:
+        """Read everything, as one who comes later does."""
+        process = self.process("Z/1", 0.0)
+
+        def look() -> None:
+            call = Call("Z0.0", "copy", (), "Z/1", "Z0")
+            call.begun = self.witness.now
+            try:
+                d = RemoteDict(Place(self, -1), "f", author="Z")
+                self.handles.append(d)
+                call.result = checks.everything(d)
+                checks.compare(self, d)
+            except RemoteDictError as exc:
+                call.error = exc
+            call.ended = self.witness.now
+            self.history.append(call)
+            self.scheduler.stop()
+
+        self.scheduler.begin(look, process, None)
+        self.scheduler.run()
+
+    def close(self) -> None:
+        """End all processes."""
+        self.scheduler.over = True
+        for process in self.processes:
+            self.scheduler.kill(process)
+        for d in self.handles:
+            d._session._closed = True  # nothing is to be done at the end of the interpreter
+
+
+@contextmanager
+def tuned(tuning: dict[str, Any], world: World) -> Iterator[None]:
+    """Let the engine work with other constants, and in this world."""
+    where = {
+        "INDEX_BYTES": [plan],
+        "FAN": [plan],
+        "CHECKPOINT_MIN": [plan],
+        "LOG_SECONDS": [upkeep],
+        "PIECE_BYTES": [reader, values],
+        "PACK_BYTES": [values],
+        "LEASE_SECONDS": [locks],
+        "RECENT_IDS": [state],
+    }
+    before = []
+    for name, value in tuning.items():
+        for module in where.get(name, ()):
+            before.append((module, name, getattr(module, name)))
+            setattr(module, name, value)
+    session = remotedict.session
+    before.append((session, "default_runtime", session.default_runtime))
+    session.default_runtime = world.runtime
+    try:
+        yield
+    finally:
+        for module, name, value in reversed(before):
+            setattr(module, name, value)
+
+
+_runs = count(1)
+
+
+def simulate(scenario: Scenario, *, trace: bool = False) -> Report:
+    """Run a scenario; the same one gives the same report."""
+    collects = gc.isenabled()
+    gc.disable()  # finalizers run when nobody expects it
+    try:
+        world = World(scenario, trace=trace)
+        with tuned(scenario.tuning, world):
+            try:
+                return world.run()
+            finally:
+                world.close()
+    finally:
+        if next(_runs) % 100 == 0:
+            gc.collect()
+        if collects:
+            gc.enable()

@@ -1,0 +1,68 @@
+"""Seeds of the simulation in which every promise is kept, and planted bugs that it finds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from simulation.linear import Event, linearizable
+from simulation.plants import PLANTS, planted
+from simulation.scenario import draw
+from simulation.world import simulate
+
+SEEDS = 20_000
+WITHIN = 10_000
+TESTS = Path(__file__).parent
+
+
+def test_every_promise_is_kept_whatever_the_seed():
+    command = [sys.executable, "-m", "simulation", "--seeds", str(SEEDS)]
+    done = subprocess.run(
+        command, cwd=TESTS, env=_environment(), text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(TESTS.parent), **more}
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
+def test_a_planted_bug_is_found(plant):
+    with planted(plant):
+        seeds = [plant.seed] if plant.seed >= 0 else []
+        assert any(simulate(draw(seed)).violations for seed in [*seeds, *range(WITHIN)])
+
+
+@pytest.mark.parametrize("seed", [3, 77, 4711])
+def test_one_seed_replays_to_the_same_trace_byte_for_byte(seed):
+    def trace(hash_seed: str) -> bytes:
+        command = [sys.executable, "-m", "simulation", "--seed", str(seed)]
+        environment = _environment(PYTHONHASHSEED=hash_seed)
+        return subprocess.run(
+            command, cwd=TESTS, env=environment, check=True, capture_output=True
+        ).stdout
+
+    assert trace("1") == trace("2")
+
+
+def test_a_history_without_an_order_is_not_linearizable():
+    def write(first, last, value, *, sure=True):
+        return Event(first, last, "any", value, sure)
+
+    def read(first, last, value):
+        return Event(first, last, value, "any", sure=True)
+
+    assert linearizable([write(1, 4, "x"), read(2, 3, "x"), read(5, 6, "x")])
+    assert linearizable([write(1, 4, "x"), read(2, 3, None), read(5, 6, "x")])
+    assert not linearizable([write(1, 2, "x"), read(3, 4, None)])
+    assert not linearizable([write(1, 6, "x"), read(2, 3, "x"), read(4, 5, None)])
+    assert not linearizable([write(1, 2, "x"), write(3, 4, "y"), read(5, 6, "x")])
+    lost = write(1, float("inf"), "x", sure=False)
+    assert linearizable([lost, read(3, 4, None)])
+    assert linearizable([lost, read(3, 4, None), read(5, 6, "x")])
+    assert not linearizable([lost, read(3, 4, "x"), read(5, 6, None)])
