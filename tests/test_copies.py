@@ -12,7 +12,6 @@ import pytest
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 from copies import MIB, Wire, counted, opened
-
 from remotedict import UnpicklableValueError
 from remotedict.engine import runtime
 from remotedict.pure import codec, lz4
