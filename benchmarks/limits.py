@@ -18,14 +18,15 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path[:0] = [str(Path(__file__).parent.parent / "tests")]
-
 import numpy as np
-from azurite import ACCOUNT_KEY, ACCOUNT_NAME, Azurite
-from proxy import Proxy
 
 from remotedict.azure import AzureDictionary
 from remotedict.pure import plan
+
+sys.path[:0] = [str(Path(__file__).parent.parent / "tests")]
+
+from azurite import ACCOUNT_KEY, ACCOUNT_NAME, Azurite
+from proxy import Proxy
 
 IDLE = 0.3  # seconds after which a connection is cold
 
@@ -71,9 +72,7 @@ def measure(proxy: Proxy, rtt: float, sets: int, stored: int, inline_bytes: int)
             began = time.perf_counter()
             assert reader[f"key-{n}"] == value
             get_ms.append(1e3 * (time.perf_counter() - began))
-        return Cost(
-            statistics.fmean(set_ms), statistics.fmean(get_ms), requests / sets, up / sets
-        )
+        return Cost(statistics.fmean(set_ms), statistics.fmean(get_ms), requests / sets, up / sets)
 
 
 def main() -> None:
@@ -86,7 +85,7 @@ def main() -> None:
     head = "set ms | get ms | requests a set | bytes up a set |"
     usual = plan.INDEX_BYTES
     with Azurite() as azurite, Proxy("127.0.0.1", azurite.port) as proxy:
-        print(f"| index KiB | {head}\n| ---: " * 1 + "| ---: " * 4 + "|")
+        print(f"| index KiB | {head}\n| ---: " + "| ---: " * 4 + "|")
         for kib in (6, 9, 12, 13, 14, 16, 24, 48):
             plan.INDEX_BYTES = kib * 1024
             cost = measure(proxy, rtt, arguments.sets, 300, 2048)

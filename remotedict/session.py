@@ -59,7 +59,7 @@ class Options:
     timeout: float = 60.0
     max_staleness: float = 0.0
     inline_bytes: int = 2048
-    cache_bytes: int = 64 * 1024 * 1024
+    cache_bytes: int = 256 * 1024 * 1024
     cache_dir: str | os.PathLike[str] | None = None
     cache_dir_bytes: int = 4 * 1024 * 1024 * 1024
     retention: float = 3600.0

@@ -28,6 +28,7 @@ from remotedict.pure import codec, stream
 
 MIB = 1024 * 1024
 SIZES = [0, 1, MIB - 1, MIB, MIB + 1, 5 * MIB + 3]
+FULL = MIB + codec.PREFIX_BYTES  # a chunk that LZ4 can't shrink, as stored
 MINE = {"key": "k", "dictionary": b"d" * 16, "generation": b"g" * 16}
 RNG = random.Random(7)
 
@@ -101,7 +102,9 @@ def test_what_was_put_is_what_is_got(d, tmp_path, kind):
 def test_a_stream_is_encoded_as_the_whole_is(kind, size):
     data = content(kind, size)
     chunks = [data[at : at + MIB] for at in range(0, size, MIB)]
-    assert b"".join(stream.encoded(size, chunks, **MINE)) == codec.encode(data, **MINE).join()
+    sent = codec.Sent("k", MINE["generation"])
+    streamed = stream.encoded(size, chunks, sent, key="k", dictionary=MINE["dictionary"])
+    assert b"".join(streamed) == codec.encode(data, **MINE).join()
 
 
 def test_an_entry_doesnt_tell_how_it_was_put(d):
@@ -271,13 +274,13 @@ def test_a_slice_of_a_large_value_takes_a_few_chunks(counted):
 
     found, requests, nbytes = cost(lambda: read(30 * MIB + 5, 1000))
     assert found == data[30 * MIB + 5 :][:1000]
-    assert (requests, nbytes) == (1, MIB + 17)
+    assert (requests, nbytes) == (1, FULL)
     assert cost(lambda: read(30 * MIB + 900_000, 1000))[1:] == (0, 0)  # the same chunk
     found, requests, nbytes = cost(lambda: read(10 * MIB - 5, 10))
     assert found == data[10 * MIB - 5 :][:10]
     assert requests <= 2
-    assert nbytes <= 3 * (MIB + 17)
-    assert cost(lambda: read(64 * MIB - 10, 100))[1:] == (1, MIB + 17)  # nothing beyond the end
+    assert nbytes <= 3 * FULL
+    assert cost(lambda: read(64 * MIB - 10, 100))[1:] == (1, FULL)  # nothing beyond the end
 
 
 def test_reading_on_takes_ever_larger_pieces(counted):
@@ -290,7 +293,7 @@ def test_reading_on_takes_ever_larger_pieces(counted):
     found, requests, nbytes = cost(read)
     assert b"".join(found) == data
     assert requests == 3 + (64 - 7 + 7) // 8
-    assert nbytes == 64 * (MIB + 17)
+    assert nbytes == 64 * FULL
 
 
 def test_a_large_read_is_as_many_pieces(counted):
@@ -298,7 +301,7 @@ def test_a_large_read_is_as_many_pieces(counted):
     file = opened(d, "k")
     found, requests, nbytes = cost(file.read)
     assert found == data
-    assert (requests, nbytes) == (8, 64 * (MIB + 17))
+    assert (requests, nbytes) == (8, 64 * FULL)
     found, requests, _ = cost(partial(got, d, "k"))
     assert found == data
     assert requests == 2 + 8
@@ -306,7 +309,7 @@ def test_a_large_read_is_as_many_pieces(counted):
     found, requests, nbytes = cost(lambda: file.read(4 * MIB))
     assert found == data[MIB : 5 * MIB]
     assert requests <= 2
-    assert nbytes <= 5 * (MIB + 17)
+    assert nbytes <= 5 * FULL
 
 
 def test_what_is_at_hand_takes_no_request(counted, world):
@@ -346,7 +349,7 @@ def test_what_isnt_bytes_isnt_a_file(d):
 
 def stored_chunks(blob):
     """Return the offsets of a value's chunks, and of its table."""
-    header = 20 + int.from_bytes(blob[8:12], "little")
+    header = codec.head_bytes(blob)
     table = int.from_bytes(blob[-16:-12], "little")
     lengths = msgspec.msgpack.decode(blob[-16 - table : -16])
     return [header + sum(lengths[:i]) for i in range(len(lengths) + 1)]
@@ -432,15 +435,11 @@ def test_a_header_that_lies_is_refused(monkeypatch, parts, chunk):
     whole = codec.encode(data, **MINE).join()
     rest = whole[stored_chunks(whole)[0] :]
     monkeypatch.setattr(codec, "CHUNK_BYTES", max(chunk, 1))
-    head = b"".join(codec.opening("bytes", parts, **MINE, library=""))
-    head = head[:6] + b"\1" + head[7:]
-    at = len(head) - 20
-    record = msgspec.msgpack.decode(head[20:])
+    head = codec.opening("bytes", parts, **MINE, library="")
+    record = msgspec.msgpack.decode(head[codec.START_BYTES :])
     record[6] = chunk
     body = msgspec.msgpack.encode(record)
-    assert at  # the header was there
-    start = (b"RDvl", 1, 1, len(body))
-    lying = codec._sealed(codec._START, start, body) + body + rest
+    lying = codec._START.pack(b"RDvl", 1, codec.digest(body), len(body)) + body + rest
 
     def read():
         chunks = stream.Chunks(
@@ -463,19 +462,19 @@ def test_a_header_that_lies_is_refused(monkeypatch, parts, chunk):
     "lengths",
     [
         [],
-        [MIB + 17] * 2,
-        [MIB + 17] * 4,
-        [MIB + 18, MIB + 16, MIB + 17],
-        [MIB + 17, MIB + 17, 17],
-        [MIB + 17, -5, MIB + 17],
-        [2**64 - 1, MIB + 17, MIB + 17],
+        [FULL] * 2,
+        [FULL] * 4,
+        [FULL + 1, FULL - 1, FULL],
+        [FULL, FULL, codec.PREFIX_BYTES],
+        [FULL, -5, FULL],
+        [2**64 - 1, FULL, FULL],
         [MIB, MIB, MIB],
     ],
 )
 def test_a_table_that_lies_is_refused(lengths):
     data = content("noise", 3 * MIB)
     whole = codec.encode(data, **MINE).join()
-    table = b"".join(codec.closing([*lengths, *[1] * (2 - len(lengths))]) if lengths else [])
+    table = codec.closing([*lengths, *[1] * (2 - len(lengths))]) if lengths else b""
     lying = whole[: stored_chunks(whole)[-1]] + table
     chunks = stream.Chunks(
         lying[: stream.HEAD_BYTES],
@@ -950,7 +949,8 @@ with tempfile.TemporaryDirectory() as folder:
 def test_memory_doesnt_grow_with_the_file(tmp_path):
     """What may be in memory at once, at the most.
 
-    Going up: a window of 16 chunks before and after compression, 32 MiB. Coming down: 8 pieces
+    Going up: a window of 6 blocks of 8 MiB before and after compression; of this content, where
+    seven chunks of eight are zeros, 6 * (8 + 1) = 54 MiB. Coming down: 8 pieces
     of 8 MiB, each as stored beside what was decompressed, 128 MiB; of this content, where seven
     chunks of eight are zeros, 8 * (1 + 8) = 72 MiB. Allocators keep some more.
     """

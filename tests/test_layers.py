@@ -28,10 +28,9 @@ LAYERS = [
 ]
 FACE = ["azure", "local", "memory", "opening", "__init__"]
 ALLOWED_IN_PURE = {
-    *("__future__", "bisect", "collections", "dataclasses", "functools", "io", "itertools"),
-    *("operator", "pickle", "platform", "re", "struct"),
-    *("sys", "typing"),
-    *("cloudpickle", "lz4", "msgspec", "numpy", "xxhash", "remotedict"),
+    *("__future__", "bisect", "collections", "copyreg", "dataclasses", "functools", "io"),
+    *("itertools", "operator", "pickle", "platform", "re", "struct", "sys", "types", "typing"),
+    *("cloudpickle", "cramjam", "msgspec", "numpy", "xxhash", "remotedict"),
 }
 
 

@@ -161,11 +161,12 @@ class ObstoreBackend(AzureBackend):
             raise PreconditionFailed(path)
         first, rest = _first(data)
         if rest is None:
+            data = b"".join(first) if len(first) != 1 else first[0]
             mode: Any = "create" if if_absent else {"e_tag": if_match} if if_match else "overwrite"
-            return self._making_container(lambda: self._put(path, first, mode))
+            return self._making_container(lambda: self._put(path, data, mode))
         if if_match is not None or if_absent or not self._container_seen:
-            return super().put(path, chain([first], rest), if_match=if_match, if_absent=if_absent)
-        return self._put_blocks(path, chain([first], rest))
+            return super().put(path, chain(first, rest), if_match=if_match, if_absent=if_absent)
+        return self._put_blocks(path, chain(first, rest))
 
     def _put(self, path: str, data: Buffer, mode: Any) -> str:
         import obstore
@@ -252,7 +253,7 @@ class _Source:
             raise
 
 
-def _first(data: Data) -> tuple[Buffer, Iterator[Buffer] | None]:
+def _first(data: Data) -> tuple[list[Buffer], Iterator[Buffer] | None]:
     """Return all of `data` if it is small; else as much as shows that it isn't, and the rest."""
     first: list[Buffer] = []
     size = 0
@@ -261,8 +262,8 @@ def _first(data: Data) -> tuple[Buffer, Iterator[Buffer] | None]:
         first.append(piece)
         size += len(piece)
         if size > _LARGE:
-            return b"".join(first) if len(first) > 1 else first[0], rest
-    return b"".join(first) if len(first) != 1 else first[0], None
+            return first, rest
+    return first, None
 
 
 class _Credential:

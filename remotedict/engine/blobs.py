@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from remotedict.engine.flights import Flights
-from remotedict.engine.reader import read_range
+from remotedict.engine.reader import read_pieces, take_all
 from remotedict.errors import CorruptBlobError
+from remotedict.pure.pieces import Pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from remotedict.backend import Buffer
     from remotedict.engine.cache import Cache
     from remotedict.engine.disk import DiskCache
     from remotedict.engine.patient import Patient
     from remotedict.engine.runtime import Runtime
+    from remotedict.pure.pieces import Stored
     from remotedict.pure.records import Index
 
 
@@ -70,17 +73,25 @@ class Blobs:
         CorruptBlobError
             It is shorter than that.
         """
-        return self.flights.share(path, offset, length, lambda: self.load(path, offset, length)[0])
+        load = partial(self.load, path, offset, length)
+        data = self.flights.share(path, offset, length, lambda: load()[0])
+        return bytes(data) if isinstance(data, Pieces) else data
 
-    def load(self, path: str, offset: int, length: int) -> tuple[Buffer, bool]:
-        """Return a range of a blob, and whether it was on disk; see `read`."""
+    def load(
+        self,
+        path: str,
+        offset: int,
+        length: int,
+        use: Callable[[Iterator[Buffer]], object] = take_all,
+    ) -> tuple[Stored, bool]:
+        """Return a range of a blob, and whether it was on disk; see `read` and `read_pieces`."""
         disk = self._disk
         if disk is None:
-            return read_range(self._backend, self._runtime, path, offset, length), False
-        folder, data = disk.folder, disk.get(path, offset, length)
-        if data is not None:
-            return data, True
-        data = read_range(self._backend, self._runtime, path, offset, length)
+            return read_pieces(self._backend, self._runtime, path, offset, length, use), False
+        folder, kept = disk.folder, disk.get(path, offset, length)
+        if kept is not None:
+            return kept, True
+        data = read_pieces(self._backend, self._runtime, path, offset, length, use)
         disk.add(folder, path, offset, data)
         return data, False
 

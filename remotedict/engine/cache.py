@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from remotedict.pure.pieces import Stored
 
 
 class Cache:
@@ -20,23 +24,23 @@ class Cache:
     def __init__(self, limit: int) -> None:
         self.cleared = 0
         self._limit = limit
-        self._bytes: OrderedDict[bytes, bytes] = OrderedDict()
+        self._bytes: OrderedDict[bytes, Stored] = OrderedDict()
         self._size = 0
         self._lock = threading.Lock()
 
-    def get(self, generation: bytes) -> bytes | None:
+    def get(self, generation: bytes) -> Stored | None:
         """Return the bytes of a generation, or None."""
         with self._lock:
             if generation in self._bytes:
                 self._bytes.move_to_end(generation)
             return self._bytes.get(generation)
 
-    def add(self, generation: bytes, data: bytes, cleared: int | None = None) -> None:
+    def add(self, generation: bytes, data: Stored, cleared: int | None = None) -> None:
         """Keep the bytes of a generation, in place of those that were used longest ago.
 
         Not if all was forgotten since it was `cleared` so often: they may be what it was about.
         """
-        if len(data) > self._limit // 4:
+        if len(data) > self._limit // 2:
             return
         with self._lock:
             if generation not in self._bytes and cleared in (None, self.cleared):

@@ -27,21 +27,23 @@ from remotedict.errors import (
     SnapshotExpiredError,
     StoreUnavailableError,
 )
-from remotedict.pure.state import State
+from remotedict.pure import codec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
-    from remotedict.backend import Backend, Buffer
+    from remotedict.backend import Backend
     from remotedict.engine.committer import Decide, Transform
     from remotedict.engine.runtime import Runtime
     from remotedict.engine.stats import Meter
     from remotedict.engine.values import Progress
-    from remotedict.pure.codec import Encoded
+    from remotedict.pure.codec import Encoded, Unpacked
     from remotedict.pure.entry import Entry
     from remotedict.pure.naming import Layout
+    from remotedict.pure.pieces import Stored
     from remotedict.pure.records import Commit, Set
+    from remotedict.pure.state import State
 
 _T = TypeVar("_T")
 _ATTEMPTS = 10
@@ -164,39 +166,40 @@ class Engine:
         self.check_open()
         if known is None and not confirmed:
             known = self.index.recent(self.tuning.max_staleness)
-        data, entry, known = self.runtime.call(lambda: self._find(key, known))
-        return self._decoded(key, entry, data, known), entry
+        unpacked, entry = self.runtime.call(lambda: self._find(key, known))
+        return codec.load(unpacked, key), entry
 
-    def _find(self, key: str, known: Known | None) -> tuple[Buffer, Entry, Known]:
-        """Return a value's bytes, its entry, and the state that has it."""
-        ahead: Mapping[bytes, Buffer] = {}
+    def _find(self, key: str, known: Known | None) -> tuple[Unpacked, Entry]:
+        """Return a value, unpacked, and its entry."""
+        ahead: Mapping[bytes, Unpacked] = {}
         if known is None:
-            known, ahead = self._now_with([key])
+            known, ahead = self._now_with([key], self._read_one)
         for _ in range(_ATTEMPTS):
             entry = entries(known.state, [key])[0][1]
             try:
-                return ahead.get(entry.generation) or self.values.fetch(key, entry), entry, known
+                return ahead.get(entry.generation) or self._read(key, entry, known), entry
             except BlobNotFound as exc:
                 # Another writer has replaced it, and its bytes have gone since.
                 known = self._newer(key, entry, exc)
         raise self._missing(key, entry)
 
-    def _now_with(self, keys: Sequence[str]) -> tuple[Known, Mapping[bytes, Buffer]]:
-        """Return the state now, and what was fetched meanwhile: bytes by generation.
+    def _now_with(
+        self, keys: Sequence[str], fetch: Callable[[list[tuple[str, Entry]], Known], dict[str, _T]]
+    ) -> tuple[Known, Mapping[bytes, _T]]:
+        """Return the state now, and what was fetched meanwhile, by generation.
 
         The check of the index and the fetch of the locations known so far go out together. What
         the check brings news of is yet to be fetched.
         """
-        before = self.index.known.state if self.index.known else State.empty()
+        before = self.index.known
         guesses = [
             (key, entry)
             for key in keys
-            if (entry := before.get(key)) and self.values.at_hand(entry) is None
+            if before and (entry := before.state.get(key)) and self.values.at_hand(entry) is None
         ]
-        if not guesses:
+        if not before or not guesses:
             return self.index.now(), {}
-        fetch = partial(self.values.fetch_many, guesses, lambda _: None)
-        ahead = self.runtime.spawn(fetch)
+        ahead = self.runtime.spawn(partial(fetch, guesses, before))
         known = self.index.now()
         current = (known.state.get(key) for key, _ in guesses)
         if not {entry.generation for entry in current if entry} & {
@@ -214,7 +217,7 @@ class Engine:
         keys: Sequence[str],
         known: Known | None,
         progress: Progress,
-        at_hand: Mapping[bytes, Buffer] | None = None,
+        at_hand: Mapping[bytes, Stored] | None = None,
     ) -> dict[str, Any]:
         """Return the values of `keys` by key, all as of one moment: that of `known`, or now.
 
@@ -230,7 +233,7 @@ class Engine:
         now = known or self.index.recent(self.tuning.max_staleness)
         if now is None:
             self.check_open()
-            now, at_hand = self.runtime.call(lambda: self._now_with(keys))
+            now, at_hand = self.runtime.call(lambda: self._now_with(keys, self._fetch_all))
         for _ in range(_ATTEMPTS):
             items = entries(now.state, keys)
             try:
@@ -246,9 +249,9 @@ class Engine:
     def _at_hand(
         self,
         items: Sequence[tuple[str, Entry]],
-        at_hand: Mapping[bytes, Buffer],
+        at_hand: Mapping[bytes, Stored],
         progress: Progress,
-    ) -> dict[str, Buffer]:
+    ) -> dict[str, Stored]:
         """Return the bytes of `items` by key, fetching those that aren't at hand."""
         raw = {key: at_hand[e.generation] for key, e in items if e.generation in at_hand}
         wanted = [item for item in items if item[0] not in raw]
@@ -256,7 +259,7 @@ class Engine:
             raw |= self.runtime.call(partial(self._find_many, wanted, progress))
         return raw
 
-    def fetch_many(self, items: Sequence[tuple[str, Entry]]) -> dict[str, Buffer]:
+    def fetch_many(self, items: Sequence[tuple[str, Entry]]) -> dict[str, Stored]:
         """Return the bytes of `items` by key; those that are gone are left out."""
         items = list(items)
         while items:
@@ -269,10 +272,10 @@ class Engine:
     def read_entry(self, key: str, entry: Entry, known: Known) -> Any:
         """Return the value of an entry, be it current or not; SnapshotExpiredError if it's gone."""
         try:
-            data = self.runtime.call(lambda: self.values.fetch(key, entry))
+            unpacked = self.runtime.call(partial(self._read, key, entry, known))
         except BlobNotFound:
             raise SnapshotExpiredError(key) from None
-        return self._decoded(key, entry, data, known)
+        return codec.load(unpacked, key)
 
     def stream(self, keys: Iterator[str], known: Known) -> Iterator[tuple[str, Any]]:
         """Yield keys with their values as of `known`, fetched ahead within a window."""
@@ -290,7 +293,7 @@ class Engine:
 
     def _begin(
         self, windows: Iterator[list[tuple[str, Entry]]]
-    ) -> tuple[list[tuple[str, Entry]], Future[dict[str, Buffer]]] | None:
+    ) -> tuple[list[tuple[str, Entry]], Future[dict[str, Stored]]] | None:
         """Begin to fetch the next window."""
         window = next(windows, None)
         if window is None:
@@ -300,14 +303,24 @@ class Engine:
 
     def _find_many(
         self, items: Sequence[tuple[str, Entry]], progress: Progress
-    ) -> dict[str, Buffer]:
+    ) -> dict[str, Stored]:
         try:
             return self.values.fetch_many(items, progress)
         except BlobNotFound as exc:
             key, entry = self._whose(items, str(exc))
             raise _Gone(key, self._newer(key, entry, exc)) from exc
 
-    def _decoded(self, key: str, entry: Entry, data: Buffer, known: Known) -> Any:
+    def _fetch_all(self, items: list[tuple[str, Entry]], _: Known) -> dict[str, Stored]:
+        return self.values.fetch_many(items, lambda _: None)
+
+    def _read_one(self, items: list[tuple[str, Entry]], known: Known) -> dict[str, Unpacked]:
+        return {key: self._read(key, entry, known) for key, entry in items}
+
+    def _read(self, key: str, entry: Entry, known: Known) -> Unpacked:
+        assert known.index is not None  # noqa: S101 - it has an entry
+        return self.values.read(key, entry, known.index.dictionary)
+
+    def _decoded(self, key: str, entry: Entry, data: Stored, known: Known) -> Any:
         assert known.index is not None  # noqa: S101 - it has an entry
         return self.values.decode(key, entry, data, known.index.dictionary)
 

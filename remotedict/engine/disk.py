@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import xxhash
 
+from remotedict.backend import pieces
 from remotedict.engine.runtime import log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from remotedict.backend import Buffer
+    from remotedict.pure.pieces import Stored
     from remotedict.pure.records import Index
 
 _HEADER = struct.Struct("<8sQ16s")  # magic, length, checksum
@@ -100,7 +102,7 @@ class DiskCache:
             file.unlink()
         return None
 
-    def add(self, folder: Path | None, path: str, offset: int, data: Buffer) -> None:
+    def add(self, folder: Path | None, path: str, offset: int, data: Stored) -> None:
         """Keep a range of a blob, in place of what was used longest ago.
 
         Not if `folder`, which was that of the moment in which it was asked for, no longer is: it
@@ -127,7 +129,7 @@ class DiskCache:
                 for file in self.folder.glob(f"{match[1]}-*"):
                     file.unlink(missing_ok=True)
 
-    def _write(self, file: Path, header: bytes, data: Buffer) -> None:
+    def _write(self, file: Path, header: bytes, data: Stored) -> None:
         temporary = file.parent / f"~{uuid.uuid4().hex}"
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFELY, 0o600)
         try:
@@ -135,7 +137,7 @@ class DiskCache:
                 if hasattr(os, "fchmod"):  # whatever the umask has taken away
                     os.fchmod(handle, 0o600)
                 out.write(header)
-                out.write(data)
+                out.writelines(pieces(data))
             os.utime(temporary, times=(self._clock(),) * 2)
             temporary.replace(file)
         except BaseException:
@@ -208,9 +210,10 @@ def _name(path: str, offset: int, length: int) -> str | None:
     return f"{match[1]}-{offset}-{length}" if match else None
 
 
-def _checksum(name: str, data: Buffer) -> bytes:
+def _checksum(name: str, data: Stored) -> bytes:
     digest = xxhash.xxh3_128(name.encode())
-    digest.update(data)
+    for buffer in pieces(data):
+        digest.update(buffer)
     return digest.digest()
 
 

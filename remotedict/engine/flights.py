@@ -12,13 +12,13 @@ from remotedict.errors import CorruptBlobError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from remotedict.backend import Buffer
+    from remotedict.pure.pieces import Stored
 
 
 class _Flight(NamedTuple):
     offset: int
     end: int
-    landed: Future[Buffer]
+    landed: Future[Stored]
 
     def carries(self, offset: int, end: int) -> bool:
         """Tell whether to wait for it rather than to ask for a range of the same blob.
@@ -36,7 +36,7 @@ class Flights:
         self._under_way: dict[str, list[_Flight]] = {}
         self._lock = threading.Lock()
 
-    def share(self, path: str, offset: int, length: int, fetch: Callable[[], Buffer]) -> Buffer:
+    def share(self, path: str, offset: int, length: int, fetch: Callable[[], Stored]) -> Stored:
         """Return a range of a blob: what `fetch` returns, or a part of what another one fetches.
 
         What is wrong with the blob is wrong for all who want it. Any other failure is that of
@@ -63,7 +63,7 @@ class Flights:
             del failure, flight  # an error must not keep alive the frame that it went through
         return fetch()
 
-    def _lead(self, path: str, flight: _Flight, fetch: Callable[[], Buffer]) -> Buffer:
+    def _lead(self, path: str, flight: _Flight, fetch: Callable[[], Stored]) -> Stored:
         try:
             data = fetch()
         except BaseException as exc:

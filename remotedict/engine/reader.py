@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from msgspec.structs import replace
 
 from remotedict.backend import NOT_MODIFIED, PIECE_BYTES
+from remotedict.engine.runtime import IO_THREADS
 from remotedict.errors import CorruptBlobError, DictionaryChangedError
+from remotedict.pure.pieces import Pieces
 from remotedict.pure.plan import lay_out, resolve
 from remotedict.pure.records import (
     Checkpoint,
@@ -24,7 +28,7 @@ from remotedict.pure.records import (
 from remotedict.pure.state import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from remotedict.backend import Buffer
     from remotedict.engine.blobs import Blobs
@@ -153,8 +157,35 @@ class Reader:
         return path, record, data
 
 
+def take_all(pieces: Iterator[Buffer]) -> None:
+    """Take what arrives, and do nothing with it."""
+    deque(pieces, maxlen=0)
+
+
 def read_range(backend: Patient, runtime: Runtime, path: str, offset: int, length: int) -> Buffer:
+    """Return a range of a blob in one; see `read_pieces`."""
+    data = read_pieces(backend, runtime, path, offset, length)
+    return bytes(data) if isinstance(data, Pieces) else data
+
+
+def read_pieces(
+    backend: Patient,
+    runtime: Runtime,
+    path: str,
+    offset: int,
+    length: int,
+    use: Callable[[Iterator[Buffer]], object] = take_all,
+) -> Buffer | Pieces:
     """Return a range of a blob; a large one travels in parallel pieces.
+
+    Parameters
+    ----------
+    backend, runtime
+        What to ask, and what runs it.
+    path, offset, length
+        What to read.
+    use : callable, optional
+        Is given the pieces as they arrive, and takes them all.
 
     Raises
     ------
@@ -173,8 +204,17 @@ def read_range(backend: Patient, runtime: Runtime, path: str, offset: int, lengt
         assert got is not NOT_MODIFIED  # noqa: S101 - for the type checker
         return got.data
 
-    parts = [one(spans[0])] if len(spans) == 1 else list(runtime.map(one, spans))
-    data = parts[0] if len(parts) == 1 else b"".join(parts)
+    parts: list[Buffer] = []
+
+    def arriving() -> Iterator[Buffer]:
+        # As many at once as there are threads: what is read further ahead only takes memory.
+        several = partial(runtime.map, window=IO_THREADS)
+        for part in (several if len(spans) > 1 else map)(one, spans):
+            parts.append(part)
+            yield part
+
+    use(arriving())
+    data = parts[0] if len(parts) == 1 else Pieces(parts)
     if len(data) != length:
         raise CorruptBlobError(path, f"it ends {length - len(data)} bytes too early")
     return data

@@ -26,6 +26,7 @@ log.addHandler(logging.NullHandler())
 
 IO_THREADS = 16
 _WINDOW = 4 * IO_THREADS
+_WORKERS = min(os.cpu_count() or 1, 4) + 2
 _IDLE_THREADS = 4
 _IDS = 256
 # On Windows nothing interrupts a wait without end.
@@ -222,6 +223,16 @@ class Runtime:
         finally:
             for future in waiting:
                 future.cancel()
+
+    def work(self, fn: Callable[[Any], _T], items: Iterable[Any], /) -> Iterator[_T]:
+        """Like `map`, for work of this machine's own: a little ahead, and not behind requests."""
+        waiting: deque[Future[_T]] = deque()
+        for item in items:
+            waiting.append(self.call(partial(self.spawn, partial(fn, item))))
+            if len(waiting) == _WORKERS:
+                yield self.call(waiting.popleft().result)
+        while waiting:
+            yield self.call(waiting.popleft().result)
 
 
 class Signal:

@@ -6,12 +6,13 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from remotedict.backend import PIECE_BYTES
+from remotedict.engine.reader import take_all
 from remotedict.errors import CorruptBlobError
 from remotedict.pure import codec, naming
 from remotedict.pure.records import Range, Set
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from remotedict.backend import Buffer
     from remotedict.engine.blobs import Blobs
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
     from remotedict.engine.patient import Patient
     from remotedict.engine.runtime import Runtime
     from remotedict.engine.stats import Meter
-    from remotedict.pure.codec import Encoded
+    from remotedict.pure.codec import Encoded, Unpacked
     from remotedict.pure.entry import Entry
     from remotedict.pure.naming import Layout
+    from remotedict.pure.pieces import Stored
 
     Progress = Callable[[int], None]
 
@@ -59,20 +61,23 @@ class Values:
         self._inline_bytes = inline_bytes
         self.cache = cache
 
-    def _map(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-        return self._runtime.call(lambda: list(self._runtime.map(fn, items)))
+    def _at_once(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        return self._runtime.call(lambda: list(self._runtime.work(fn, items)))
 
     # -- writing ----------------------------------------------------------------------------
 
     def encode(self, key: str, value: Any, dictionary: bytes) -> tuple[bytes, Encoded]:
-        """Return a fresh generation and the value's bytes. Runs the value's own code."""
+        """Return a fresh generation and the value's bytes. Runs the value's own code.
+
+        Those of a large value are made while they are uploaded.
+        """
         generation = self._runtime.uuid()
         encoded = codec.encode(
             value,
             key=key,
             dictionary=dictionary,
             generation=generation,
-            run=self._map,
+            run=self._runtime.work,
         )
         return generation, encoded
 
@@ -98,7 +103,7 @@ class Values:
             Whether any may go inline: not if there are more than these.
         """
         lengths = [encoded.length for _, _, encoded in values]
-        tiny = [i for i, length in enumerate(lengths) if length <= self._inline_bytes]
+        tiny = [i for i, length in enumerate(lengths) if 0 <= length <= self._inline_bytes]
         if not inline or sum(lengths[i] for i in tiny) > INLINE_TOTAL_BYTES:
             tiny = []
         changes: dict[int, Set] = {}
@@ -109,7 +114,7 @@ class Values:
         small = [
             i
             for i, length in enumerate(lengths)
-            if i not in changes and length <= PACKED_BYTES and self._inline_bytes
+            if i not in changes and 0 <= length <= PACKED_BYTES and self._inline_bytes
         ]
         if len(small) > 1:
             changes |= self._pack(small, values, seq, progress)
@@ -117,7 +122,7 @@ class Values:
         changes |= self._upload(own, values, seq, progress)
         for i in {*small, *own}:
             _, generation, encoded = values[i]
-            if encoded.length <= PACKED_BYTES:  # larger ones aren't worth the copy
+            if encoded.facts.nbytes <= PACKED_BYTES:  # larger ones aren't worth the copy
                 self.cache.add(generation, encoded.join())
         return [changes[i] for i in range(len(values))]
 
@@ -132,15 +137,14 @@ class Values:
 
         def one(i: int) -> tuple[int, Set]:
             key, generation, encoded = values[i]
-            change = Set(key, 0, generation, seq, encoded.length, encoded.facts, None)
             blob = f"v:{naming.escape(key)}/{naming.unique(seq, generation)}"
-            self._backend.put(self._layout.path(blob), encoded.pieces)
-            return i, change
+            self._backend.put(self._layout.path(blob), encoded)
+            return i, Set(key, 0, generation, seq, encoded.length, encoded.facts, None)
 
         # What the backend itself sends in parallel pieces must not wait in a thread for leaf
         # work, and is done one by one.
-        small = [i for i in which if values[i][2].length <= PIECE_BYTES]
-        large = [i for i in which if values[i][2].length > PIECE_BYTES]
+        small = [i for i in which if values[i][2].facts.nbytes <= PIECE_BYTES]
+        large = [i for i in which if values[i][2].facts.nbytes > PIECE_BYTES]
         changes = {}
         for i, change in chain(self._runtime.map(one, small), map(one, large)):
             changes[i] = change
@@ -164,7 +168,7 @@ class Values:
                 packs.append((f"p:{naming.unique(seq, self._runtime.uuid())}", []))
                 at = 0
             blob, pieces = packs[-1]
-            pieces.extend(encoded.pieces)
+            pieces.extend(encoded)
             place = Range(blob, at, encoded.length)
             changes[i] = Set(key, 0, generation, seq, place, encoded.facts, None)
             at += encoded.length
@@ -175,14 +179,16 @@ class Values:
 
     # -- reading ----------------------------------------------------------------------------
 
-    def at_hand(self, entry: Entry) -> bytes | None:
+    def at_hand(self, entry: Entry) -> Stored | None:
         """Return the value's bytes if no request is needed for them."""
         if isinstance(entry.place, bytes):
             return entry.place
         return self.cache.get(entry.generation)
 
-    def fetch(self, key: str, entry: Entry) -> Buffer:
-        """Return the value's bytes.
+    def fetch(
+        self, key: str, entry: Entry, use: Callable[[Iterator[Buffer]], object] = take_all
+    ) -> Stored:
+        """Return the value's bytes; `use` is given them as they arrive, if they do, and takes all.
 
         Raises
         ------
@@ -193,13 +199,24 @@ class Values:
         if data is not None:
             self._meter.add(memory_hits=not isinstance(entry.place, bytes))
             return data
-        return self._load(entry.range(key), [(key, entry)])[0]
+        return self._load(entry.range(key), [(key, entry)], use)[0]
+
+    def read(self, key: str, entry: Entry, dictionary: bytes) -> Unpacked:
+        """Return a value, unpacked; a large one is unpacked while it arrives. See `fetch`."""
+        unpacked = None
+
+        def use(pieces: Iterator[Buffer]) -> None:
+            nonlocal unpacked
+            unpacked = self._unpack(key, entry, pieces, entry.stored, dictionary)
+
+        data = self.fetch(key, entry, use)
+        return unpacked or self._unpack(key, entry, data, len(data), dictionary)
 
     def fetch_many(
         self, items: Sequence[tuple[str, Entry]], progress: Progress
-    ) -> dict[str, Buffer]:
+    ) -> dict[str, Stored]:
         """Return the bytes of many values by key; neighbours in one blob are read as one."""
-        found: dict[str, Buffer] = {}
+        found: dict[str, Stored] = {}
         wanted: list[tuple[Range, str, Entry]] = []
         hits = 0
         for key, entry in items:
@@ -219,7 +236,7 @@ class Values:
             else:
                 spans.append([item])
 
-        def one(span: list[tuple[Range, str, Entry]]) -> dict[str, Buffer]:
+        def one(span: list[tuple[Range, str, Entry]]) -> dict[str, Stored]:
             first, end = span[0][0], max(where.offset + where.length for where, _, _ in span)
             whole = Range(first.blob, first.offset, end - first.offset)
             read = self._load(whole, [(key, entry) for _, key, entry in span])
@@ -232,12 +249,17 @@ class Values:
             progress(len(done))
         return found
 
-    def _load(self, whole: Range, items: Sequence[tuple[str, Entry]]) -> list[Buffer]:
+    def _load(
+        self,
+        whole: Range,
+        items: Sequence[tuple[str, Entry]],
+        use: Callable[[Iterator[Buffer]], object] = take_all,
+    ) -> list[Stored]:
         """Return the bytes of values in a range of a blob; who wants it meanwhile shares it."""
         path, source = self._layout.path(whole.blob), "memory_hits"
-        parts: list[Buffer] = []
+        parts: list[Stored] = []
 
-        def cut(data: Buffer) -> list[Buffer]:
+        def cut(data: Stored) -> list[Stored]:
             if len(items) == 1:
                 return [data]
             places = [entry.range(key) for key, entry in items]
@@ -247,16 +269,16 @@ class Values:
                 for at in [place.offset - whole.offset]
             ]
 
-        def load() -> Buffer:
+        def load() -> Stored:
             nonlocal source, parts
             if len(items) == 1 and (kept := self.cache.get(items[0][1].generation)) is not None:
                 return kept  # by one who has just loaded it
             cleared = self.cache.cleared
-            data, on_disk = self._blobs.load(path, whole.offset, whole.length)
+            data, on_disk = self._blobs.load(path, whole.offset, whole.length, use)
             source = "disk_hits" if on_disk else "misses"
             parts = cut(data)
             for (_, entry), part in zip(items, parts, strict=True):
-                if isinstance(part, bytes):  # and not a file that is mapped
+                if not on_disk or isinstance(part, bytes):  # and not a file that is mapped
                     self.cache.add(entry.generation, part, cleared)
             return data
 
@@ -264,19 +286,29 @@ class Values:
         self._meter.add(**{source: len(items)})
         return parts or cut(data)
 
-    def decode(self, key: str, entry: Entry, data: Buffer, dictionary: bytes) -> Any:
+    def decode(self, key: str, entry: Entry, data: Stored, dictionary: bytes) -> Any:
         """Return the object. Runs code that the value brings along."""
+        return codec.load(self._unpack(key, entry, data, len(data), dictionary), key)
+
+    def _unpack(
+        self,
+        key: str,
+        entry: Entry,
+        data: Stored | Iterable[Buffer],
+        length: int,
+        dictionary: bytes,
+    ) -> Unpacked:
         blob = entry.blob(key)
         path = self._layout.path(blob) if blob else self._layout.index
         try:
             with self._blobs.trusted(path):
-                return codec.decode(
+                return codec.unpack(
                     data,
-                    key=key,
+                    length,
                     dictionary=dictionary,
                     generation=entry.generation,
                     path=path,
-                    run=self._map,
+                    run=self._at_once,
                 )
         except CorruptBlobError:
             self.cache.discard(entry.generation)

@@ -20,15 +20,15 @@ from remotedict.engine.committer import UploadExpired
 from remotedict.engine.core import entries
 from remotedict.errors import CorruptBlobError, MissingValueError, SnapshotExpiredError
 from remotedict.pure import codec, naming, stream
+from remotedict.pure.pieces import Pieces
 from remotedict.pure.records import Facts, Set
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Future
     from contextlib import AbstractContextManager
 
     from remotedict.engine.core import Engine
-    from remotedict.engine.runtime import Runtime
     from remotedict.pure.entry import Entry
 
     Buffer = bytes | bytearray | memoryview
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     File = str | os.PathLike[str] | BinaryIO
 
 _SMALL = codec.CHUNK_BYTES  # what is no larger is written, and read, as one
-_COMPRESSING = 16  # chunks at once
 _READING = 6  # pieces at once
 _BUFFER = 64 * 1024
 _ATTEMPTS = 10
@@ -78,7 +77,7 @@ class _Value:
         ends = [(0, min(stream.HEAD_BYTES, stored)), (stored - length, length)]
         run = map if self._data is not None else self._engine.runtime.map
         head, tail = run(lambda span: self._get(*span), ends)
-        if len(head) < (needed := min(stream.head_bytes(head), stored)):
+        if len(head) < (needed := min(codec.head_bytes(head), stored)):
             head = self._get(0, needed)
         chunks = stream.Chunks(
             head, stored, dictionary=dictionary, generation=entry.generation, path=self._path
@@ -91,6 +90,8 @@ class _Value:
 
     def _get(self, at: int, length: int) -> Buffer:
         if self._data is not None:
+            if isinstance(self._data, Pieces):
+                return bytes(self._data[at : at + length])
             return memoryview(self._data)[at : at + length]
         backend, at = self._engine.backend, self._offset + at
         try:
@@ -315,18 +316,19 @@ class _Upload:
 
     def place(self) -> Set:
         """Upload them; return the change that will name them."""
-        engine, self.generation = self.engine, self.engine.runtime.uuid()
+        engine, generation = self.engine, self.engine.runtime.uuid()
+        self.sent = codec.Sent(self.key, generation)
         known = engine.created()
         assert known.index is not None  # noqa: S101 - it was created
         self.dictionary, born = known.index.dictionary, known.state.seq
-        blob = f"v:{naming.escape(self.key)}/{naming.unique(born, self.generation)}"
+        blob = f"v:{naming.escape(self.key)}/{naming.unique(born, generation)}"
         path, pieces = engine.layout.path(blob), cast("Iterator[Buffer]", self)
         try:
             engine.runtime.call(lambda: engine.backend.put(path, pieces))
         except _SourceFailed as failed:
             raise cast("Exception", failed.__cause__) from None
         facts = Facts("bytes", self.size)
-        return Set(self.key, 0, self.generation, born, self.length, facts, None)
+        return Set(self.key, 0, generation, born, self.length, facts, None)
 
     def __iter__(self) -> Iterator[Buffer]:
         self._tell(-self.told)
@@ -334,10 +336,10 @@ class _Upload:
         for piece in stream.encoded(
             self.size,
             self._chunks(),
+            self.sent,
             key=self.key,
             dictionary=self.dictionary,
-            generation=self.generation,
-            run=partial(_ahead, self.engine.runtime),
+            run=self.engine.runtime.work,
         ):
             with self.engine.runtime.still_wanted():  # an interrupt ends the upload, too
                 self.length += len(piece)
@@ -358,17 +360,6 @@ class _Upload:
 
 class _SourceFailed(Exception):  # noqa: N818 - not a backend's, which would take its cause for its own
     """The source has raised an error: the cause."""
-
-
-def _ahead(runtime: Runtime, fn: Callable[[Any], _T], items: Iterable[Any], /) -> Iterator[_T]:
-    """Like `Runtime.map`, with a narrower window; and not behind a backend's own uploads."""
-    waiting: deque[Future[_T]] = deque()
-    for item in items:
-        waiting.append(runtime.spawn(partial(fn, item)))
-        if len(waiting) == _COMPRESSING:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 @contextmanager

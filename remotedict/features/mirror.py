@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
-    from remotedict.backend import Buffer
     from remotedict.engine.core import Engine
     from remotedict.features.watch import Poll
     from remotedict.pure.entry import Entry
+    from remotedict.pure.pieces import Stored
 
 _ATTEMPTS = 10
 
@@ -32,10 +32,10 @@ _ATTEMPTS = 10
 class _Held(Known):
     """A state, and the bytes of its values by generation."""
 
-    data: Mapping[bytes, Buffer]
+    data: Mapping[bytes, Stored]
 
     @classmethod
-    def of(cls, known: Known, data: Mapping[bytes, Buffer]) -> _Held:
+    def of(cls, known: Known, data: Mapping[bytes, Stored]) -> _Held:
         fields = (known.etag, known.index, known.state, known.settled, known.checked)
         return cls(*fields, data)
 
@@ -219,7 +219,7 @@ class Mirror(Readable):
                 self._now = held
         self._wake()
 
-    def _fetched(self, known: Known, have: Mapping[bytes, Buffer]) -> dict[bytes, Buffer]:
+    def _fetched(self, known: Known, have: Mapping[bytes, Stored]) -> dict[bytes, Stored]:
         """Return the bytes of all values of a state, as far as they are still there."""
         if not self._prefetch:
             return {}

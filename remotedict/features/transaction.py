@@ -178,7 +178,7 @@ class Transaction(MutableMapping[str, Any]):
         del self[self._scan()]
 
     def _add(self, operation: Operation) -> None:
-        self._gathering.operations.append(operation)
+        self._gathering.add(operation)
 
     def _overlay(self) -> _Overlay:
         if not self._begun or not self._gathering.open:

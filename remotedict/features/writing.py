@@ -84,6 +84,12 @@ class Gathering:
         # What the operations so far would leave of the state that a transaction reads.
         self.view: Callable[[], Draft] | None = None
 
+    def add(self, operation: Operation) -> None:
+        """Take an operation; its values may change from here on."""
+        for _, _, encoded in operation.values:
+            encoded.keep()
+        self.operations.append(operation)
+
     def cut(self, mark: int) -> None:
         """Drop the operations from number `mark` on."""
         del self.operations[mark:]
@@ -215,7 +221,7 @@ class Writer:
                 for one in gathering.operations:
                     pretend(after, one, placeholders(one))
             pretend(after, operation, placeholders(operation))
-        gathering.operations.append(operation)
+        gathering.add(operation)
         return None
 
     def commit(self, operation: Operation, comment: str, author: str | None) -> Commit | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from remotedict.pure import frames
+from remotedict.pure import lz4
 from remotedict.pure.records import Column
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def pack(name: str, array: Array) -> tuple[Column, bytes]:
     """Return the description of a column, and what is stored of it."""
     coding, coded = (PLAIN, array) if name == "key" else _coded(array)
     raw = np.ascontiguousarray(coded).view(np.uint8).data
-    frame = frames.deflate(raw)
-    data = frame if len(frame) < raw.nbytes else bytes(raw)
+    block = lz4.deflate(raw)
+    data = block if len(block) < raw.nbytes else bytes(raw)
     return Column(name, coded.dtype.str, coding, len(data), raw.nbytes), data
 
 
@@ -83,8 +83,7 @@ def counted(column: Column, dtype: str) -> int:
     if column.size % itemsize or (progression and column.size != 2 * itemsize):
         msg = f"column {column.name} has the wrong size"
         raise ValueError(msg)
-    # LZ4 can't shrink by more than 255 to 1: a larger claim is not worth the memory.
-    if column.size > 256 * column.stored:
+    if column.size > lz4.possible(column.stored):  # a larger claim is not worth the memory
         msg = f"column {column.name} claims an impossible size"
         raise ValueError(msg)
     return column.size // itemsize
@@ -98,7 +97,7 @@ def unpack(column: Column, data: memoryview, count: int) -> Array:
     ValueError
         It holds others.
     """
-    raw = data if column.stored == column.size else frames.inflate(data, column.size)
+    raw = data if column.stored == column.size else lz4.inflate(data, column.size)
     array: Array = np.frombuffer(raw, column.dtype)
     if column.coding == DIFFERENCES:
         total = int(array.sum(dtype="<u8"))

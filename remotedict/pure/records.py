@@ -17,7 +17,7 @@ from remotedict.errors import CorruptBlobError, FormatVersionError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from remotedict.pure.frames import Buffer
+    from remotedict.pure.lz4 import Buffer
 
 FORMAT_VERSION = 1
 FEATURES: frozenset[str] = frozenset()

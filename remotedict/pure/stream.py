@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,18 +13,15 @@ from remotedict.pure import codec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from remotedict.pure.codec import Map
+    from remotedict.pure.codec import Map, Sent
 
     Buffer = bytes | bytearray | memoryview
 
 HEAD_BYTES = 64 * 1024
 """The first bytes of a value, in which its header ends unless its key is a very long one."""
 
-_PREFIX = 17  # bytes of a chunk's own header
 _ITEM_MAX = 5  # bytes that a chunk takes in the table
 _FRAME_MAX = 5 + 16  # bytes of the table beside its items, and of the end
-_START = struct.Struct("<8xI8x")  # of a value's start: the length of its header
-_HEADER_MAX = 16 * 1024 * 1024
 _CHUNK_MAX = 64 * 1024 * 1024
 _COUNT_MAX = 1 << 22  # 4 TiB in chunks of 1 MiB: their places take 32 MiB of memory
 
@@ -33,13 +29,13 @@ _COUNT_MAX = 1 << 22  # 4 TiB in chunks of 1 MiB: their places take 32 MiB of me
 def encoded(
     size: int,
     chunks: Iterable[Buffer],
+    sent: Sent,
     *,
     key: str,
     dictionary: bytes,
-    generation: bytes,
     run: Map = map,
 ) -> Iterator[Buffer]:
-    """Yield, piece by piece, what `codec.encode` would return for ``bytes``.
+    """Yield, block by block, what `codec.encode` would return for ``bytes``.
 
     Parameters
     ----------
@@ -47,23 +43,17 @@ def encoded(
         Their length.
     chunks : iterable of bytes-like
         The bytes, cut into `codec.CHUNK_BYTES`.
-    key, dictionary, generation
+    sent : Sent
+        Has the generation, and what was sent of it before.
+    key, dictionary
         What they are written for.
     run : callable, optional
-        Like ``map``; called with the chunks.
+        Like ``map``; called to make the blocks.
     """
-    yield from codec.opening(
-        "bytes", [size], key=key, dictionary=dictionary, generation=generation, library=""
+    head = codec.opening(
+        "bytes", [size], key=key, dictionary=dictionary, generation=sent.generation, library=""
     )
-    seeded = (
-        (codec.seed(generation, number), memoryview(chunk)) for number, chunk in enumerate(chunks)
-    )
-    lengths = []
-    for prefix, body in run(codec.compressed, seeded):
-        yield prefix
-        yield body
-        lengths.append(len(prefix) + len(body))
-    yield from codec.closing(lengths)
+    return codec.blocks(head, chunks, sent, run)
 
 
 def exactly(file: Any, size: int) -> bytes:
@@ -100,13 +90,6 @@ def _changed(file: Any, was: int, now: str) -> ValueError:
     )
 
 
-def head_bytes(head: Buffer) -> int:
-    """Return how many bytes stand before the first chunk of a value that begins so."""
-    length = _START.unpack_from(head)[0] if len(head) >= _START.size else 0
-    # What is damaged claims anything; who wrote it can't have had a key of such a size.
-    return _START.size + length if length <= _HEADER_MAX else len(head)
-
-
 def tail_bytes(nbytes: int, chunk: int = codec.CHUNK_BYTES) -> int:
     """Return how many bytes stand behind the last chunk of a ``bytes`` value at the most."""
     return -(-nbytes // chunk) * _ITEM_MAX + _FRAME_MAX
@@ -121,7 +104,7 @@ class Chunks:
     Parameters
     ----------
     head : bytes-like
-        The first bytes of the value: `head_bytes` of them, or more.
+        The first bytes of the value: `codec.head_bytes` of them, or more.
     stored : int
         How many bytes it takes, as the index says.
     dictionary, generation : bytes
@@ -153,7 +136,7 @@ class Chunks:
     def __init__(
         self, head: Buffer, stored: int, *, dictionary: bytes, generation: bytes, path: str
     ) -> None:
-        header, self._at, tabled = codec.read_header(memoryview(head), dictionary, generation, path)
+        header, self._at = codec.read_header(memoryview(head), dictionary, generation, path)
         self.codec = header.codec
         self.size = header.parts[0]
         self.chunk = min(header.chunk, max(self.size, 1))
@@ -169,13 +152,12 @@ class Chunks:
         # Before anything is read, or memory taken, in proportion to it: is there room for this?
         if (
             len(header.parts) != 1
-            or self.count * (_PREFIX + 1) > stored
+            or self.count * (codec.PREFIX_BYTES + 1) > stored
             or self.count > _COUNT_MAX
             or self.chunk > _CHUNK_MAX
-            or tabled < (self.count > 1)
         ):
             raise self._damaged()
-        self.tail = min(tail_bytes(self.size, self.chunk), stored) if tabled else 0
+        self.tail = min(tail_bytes(self.size, self.chunk), stored) if self.count > 1 else 0
 
     def _damaged(self) -> CorruptBlobError:
         return CorruptBlobError(self._path, "a value's chunks aren't as many or large as it says")
@@ -193,7 +175,7 @@ class Chunks:
         else:
             lengths, after = [self._stored - self._at] * self.count, 0
         if len(lengths) != self.count or not all(
-            _PREFIX < length <= _PREFIX + self.length(number)
+            codec.PREFIX_BYTES < length <= codec.PREFIX_BYTES + self.length(number)
             for number, length in enumerate(lengths)
         ):
             raise self._damaged()
@@ -229,10 +211,7 @@ class Chunks:
         at -= self.span(chunks)[0]
         stored = memoryview(data)[at : at + length]
         salt = codec.seed(self._generation, number)
-        chunk = codec.Chunk.at(stored, 0, self.length(number), salt, self._path)
-        if len(chunk.prefix) + len(chunk.body) != length:
-            raise self._damaged()
-        return chunk.unpack(self._path)
+        return codec.opened(stored, self.length(number), salt, self._path)
 
 
 class ReadAhead:

@@ -22,7 +22,7 @@ from remotedict.backend.local import LocalBackend
 from remotedict.dictionary import RemoteDict
 from remotedict.engine import values
 from remotedict.engine.runtime import Runtime
-from remotedict.features import holdings, locks
+from remotedict.features import holdings
 from remotedict.pure import codec, plan, records
 
 if TYPE_CHECKING:
@@ -33,11 +33,13 @@ FOLDER = Path(__file__).parent / f"v{records.FORMAT_VERSION}"
 AUTHOR, HOST, PID = "alice@example", "example", 4321
 BEGIN = 1_700_000_000.0
 INLINE_BYTES = 400
-# Limits that only writers know: smaller, so that a few kilobytes have all kinds of blobs.
+# Limits that only writers know: smaller, so that a few kilobytes have all kinds of blobs. And one
+# version of Python.
 SMALL = {
     (plan, "INDEX_BYTES"): 2048,
     (plan, "CHECKPOINT_MIN"): 14 * 1024,
     (values, "INLINE_TOTAL_BYTES"): 1024,
+    (codec, "PYTHON"): "3.11.7",
 }
 
 
@@ -224,6 +226,10 @@ class Fixed(Runtime):
         """Return the next id."""
         return next(self._ids).to_bytes(16, "big")
 
+    def process(self) -> tuple[str, int]:
+        """Return the same one each time."""
+        return HOST, PID
+
 
 class Place:
     """The folder, with the clock of the runtime for the leases."""
@@ -278,13 +284,7 @@ def main() -> None:
     with contextlib.ExitStack() as patched:
         for (module, name), limit in SMALL.items():
             patched.enter_context(mock.patch.object(module, name, limit))
-        for target, name, value in (
-            (session, "default_runtime", runtime),
-            (codec, "python_version", "3.11.7"),
-            (locks.socket, "gethostname", HOST),
-            (locks.os, "getpid", PID),
-        ):
-            patched.enter_context(mock.patch.object(target, name, return_value=value))
+        patched.enter_context(mock.patch.object(session, "default_runtime", return_value=runtime))
         # The leases end as if this process had been killed.
         patched.enter_context(mock.patch.object(holdings.Holdings, "_renew"))
         d = RemoteDict(Place(), "default", author=AUTHOR, inline_bytes=INLINE_BYTES)

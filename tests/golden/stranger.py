@@ -10,7 +10,7 @@ import pickle
 import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import lz4.frame
+import lz4.block
 import msgspec
 import numpy as np
 import xxhash
@@ -224,7 +224,8 @@ class Reader:
         assert (dictionary, its_seq) == (self.dictionary, seq)
         c: dict[str, Any] = {}
         for name, dtype, coding, stored, length in columns:
-            raw = data[:stored] if stored == length else lz4.frame.decompress(data[:stored])
+            shrunk = stored != length
+            raw = lz4.block.decompress(data[:stored], length) if shrunk else data[:stored]
             assert len(raw) == length
             count = past if name.startswith("past_") else rows
             if name in {"key_end", "hash", "hash_row", "version", "stamp"}:
@@ -311,10 +312,10 @@ class Reader:
             reference, offset, length = blob
             blob = self.bytes_of(reference)[offset : offset + length]
             assert len(blob) == length
-        magic, version, flags, length, checksum = struct.unpack("<4sHHIQ", blob[:20])
+        magic, version, checksum, length = struct.unpack("<4sHQI", blob[:18])
         assert (magic, version) == (b"RDvl", 1)
-        header, rest = blob[20 : 20 + length], blob[20 + length :]
-        assert xxhash.xxh3_64_intdigest(blob[:12] + bytes(8) + header) == checksum
+        header, rest = blob[18 : 18 + length], blob[18 + length :]
+        assert xxhash.xxh3_64_intdigest(header) == checksum
         codec, dictionary, _key, generation, _, _, cut, sizes = msgspec.msgpack.decode(header)
         # The key is the one that it was first written under: a copy has another.
         assert (dictionary, generation) == (self.dictionary, item.generation)
@@ -322,19 +323,19 @@ class Reader:
         for size in sizes:
             part = b""
             while len(part) < size:
-                begin = rest[:9] + bytes(8)
-                kind, raw, stored, checksum = struct.unpack("<BIIQ", rest[:17])
-                body, rest = rest[17 : 17 + stored], rest[17 + stored :]
+                size_now = min(cut, size - len(part))
+                checksum, stored = struct.unpack("<QI", rest[:12])
+                body, rest = rest[12 : 12 + stored], rest[12 + stored :]
                 seed = (int.from_bytes(generation[:8], "little") + len(chunks)) % 2**64
-                assert xxhash.xxh3_64_intdigest(begin + body, seed) == checksum
-                chunk = lz4.frame.decompress(body) if kind == 1 else body
-                assert kind in (0, 1)
-                assert len(chunk) == raw == min(cut, size - len(part))
-                part += chunk
-                chunks.append(17 + stored)
+                assert xxhash.xxh3_64_intdigest(body, seed) == checksum
+                assert stored <= size_now
+                if stored < size_now:
+                    body = lz4.block.decompress(body, uncompressed_size=size_now)
+                assert len(body) == size_now
+                part += body
+                chunks.append(12 + stored)
             parts.append(bytearray(part))
-        assert flags == (len(chunks) > 1)
-        if flags:
+        if len(chunks) > 1:
             length, checksum, magic = struct.unpack("<IQ4s", rest[-16:])
             assert (len(rest), magic) == (length + 16, b"RDvl")
             assert xxhash.xxh3_64_intdigest(rest[:length]) == checksum
