@@ -25,8 +25,8 @@ from remotedict.pure import plan
 
 sys.path[:0] = [str(Path(__file__).parent.parent / "tests")]
 
-from azurite import ACCOUNT_KEY, ACCOUNT_NAME, Azurite
-from proxy import Proxy
+from azurite import ACCOUNT_KEY, ACCOUNT_NAME, Azurite  # noqa: E402 - of the tests
+from proxy import Proxy  # noqa: E402 - its folder is that of this script
 
 IDLE = 0.3  # seconds after which a connection is cold
 

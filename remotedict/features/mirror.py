@@ -224,7 +224,7 @@ class Mirror(Readable):
         if not self._prefetch:
             return {}
         state = known.state
-        data: dict[bytes, Buffer] = {}
+        data: dict[bytes, Stored] = {}
         wanted: list[tuple[str, Entry]] = []
         for keys in state.blocks():
             for key, entry in entries(state, keys):
