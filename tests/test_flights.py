@@ -6,7 +6,7 @@ import random
 import signal
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
@@ -191,7 +191,7 @@ def test_an_interrupt_of_the_one_who_asks_stops_nobody(world, d):
 
 
 def test_nothing_is_left_of_a_flight_that_has_landed_or_failed():
-    shared = Flights()
+    shared = Flights(Future)
     assert shared.share("a", 0, 3, lambda: b"abc") == b"abc"
     with pytest.raises(BlobNotFound):
         shared.share("a", 0, 3, lambda: (_ for _ in ()).throw(BlobNotFound("a")))
@@ -201,7 +201,7 @@ def test_nothing_is_left_of_a_flight_that_has_landed_or_failed():
 def test_leaf_threads_never_wait_for_what_needs_leaf_threads(monkeypatch):
     """All threads of the pool want a part of what is read in pieces by this very pool."""
     monkeypatch.setattr(flights, "PIECE_BYTES", 10)
-    shared, runtime = Flights(), Runtime()
+    shared, runtime = Flights(Future), Runtime()
     crowded = threading.Barrier(IO_THREADS + 1, timeout=HANG)
 
     def part(at):
@@ -220,7 +220,7 @@ def test_leaf_threads_never_wait_for_what_needs_leaf_threads(monkeypatch):
 
 def test_a_large_range_is_shared_too(monkeypatch):
     monkeypatch.setattr(flights, "PIECE_BYTES", 10)
-    shared, gate = Flights(), Gate()
+    shared, gate = Flights(Future), Gate()
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(
             lambda: shared.share("a", 0, 30, lambda: gate(lambda: bytes(range(30))))
@@ -234,7 +234,7 @@ def test_a_large_range_is_shared_too(monkeypatch):
 
 
 def test_ranges_that_only_overlap_are_read_apart():
-    shared = Flights()
+    shared = Flights(Future)
 
     def outer():
         return shared.share("a", 5, 10, lambda: b"inner....!") and b"outer....!"
@@ -244,7 +244,7 @@ def test_ranges_that_only_overlap_are_read_apart():
 
 def test_random_ranges_are_always_the_right_bytes():
     content = random.Random(0).randbytes(1000)
-    shared, reads = Flights(), []
+    shared, reads = Flights(Future), []
 
     def use(seed):
         rng = random.Random(seed)

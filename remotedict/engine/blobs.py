@@ -51,7 +51,7 @@ class Blobs:
         self._disk = disk
         self._moved = -1
         self._lock = threading.Lock()
-        self.flights = Flights()
+        self.flights = Flights(runtime.future)
 
     def turn_to(self, index: Index) -> None:
         """Learn of a newer index: if bytes were forgotten since the one before, forget all."""

@@ -11,7 +11,9 @@ from remotedict.backend import BackendError, PreconditionFailed, TransientError
 from remotedict.engine.runtime import log
 from remotedict.engine.turn import FIRST_PAUSE, Turn
 from remotedict.errors import (
+    CorruptBlobError,
     DictionaryChangedError,
+    FormatVersionError,
     HistoryGapError,
     RemoteDictError,
     SnapshotExpiredError,
@@ -318,8 +320,9 @@ class Committer:
             return now, self._there(round_.known.state.seq + 1, now)
         except RemoteDictError as exc:
             # A request may be delivered twice, and the 412 be the answer to the second time.
-            # (That the dictionary has changed says enough.)
-            unclear = None if isinstance(exc, DictionaryChangedError) else refused
+            # (That the dictionary has changed, or can't be read at all, says enough.)
+            enough = (DictionaryChangedError, CorruptBlobError, FormatVersionError)
+            unclear = None if isinstance(exc, enough) else refused
             _raise_if_in_doubt(round_, doubt or unclear, exc)
             raise
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple
 
 from remotedict.backend import PIECE_BYTES, BlobNotFound
@@ -11,6 +10,7 @@ from remotedict.errors import CorruptBlobError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
     from remotedict.pure.pieces import Stored
 
@@ -32,7 +32,8 @@ class _Flight(NamedTuple):
 class Flights:
     """What is being read of blobs that never change. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, future: Callable[[], Future[Stored]]) -> None:
+        self._future = future
         self._under_way: dict[str, list[_Flight]] = {}
         self._lock = threading.Lock()
 
@@ -49,7 +50,7 @@ class Flights:
             if joined := flight is not None:
                 assert flight is not None  # noqa: S101 - for the type checker
             else:
-                flight = _Flight(offset, end, Future())
+                flight = _Flight(offset, end, self._future())
                 flights.append(flight)
         if not joined:
             return self._lead(path, flight, fetch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cramjam
+import lz4.block
 
 Buffer = bytes | bytearray | memoryview
 
@@ -11,15 +12,17 @@ _RATIO_MAX = 255  # no LZ4 block says more with less
 
 def deflate(data: Buffer) -> bytes:
     """Return `data` as one LZ4 block."""
-    return bytes(cramjam.lz4.compress_block(data, store_size=False))
+    packed: bytes = lz4.block.compress(data, store_size=False)
+    return packed
 
 
 def deflate_into(data: Buffer, out: Buffer) -> int:
     """Write `data` as one LZ4 block; return its size, or 0 if it doesn't fit into `out`."""
-    try:
-        return int(cramjam.lz4.compress_block_into(data, out, store_size=False))
-    except cramjam.CompressionError:
+    packed = deflate(data)
+    if len(packed) > len(out):
         return 0
+    memoryview(out)[: len(packed)] = packed
+    return len(packed)
 
 
 def inflate_into(block: Buffer, out: Buffer) -> None:

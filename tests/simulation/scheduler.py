@@ -226,6 +226,14 @@ class Future:
             self._scheduler.wake(thread, turn, None)
         self._waiting.clear()
 
+    def exception(self) -> BaseException | None:
+        try:
+            self.result()
+        except BaseException as exc:  # the thread may be killed while it waits
+            if exc is not self._exc:
+                raise
+        return self._exc
+
     def result(self, timeout: float | None = None) -> Any:
         if not self._done:
             scheduler, thread = self._scheduler, getcurrent()
