@@ -288,7 +288,8 @@ class Values:
 
     def decode(self, key: str, entry: Entry, data: Stored, dictionary: bytes) -> Any:
         """Return the object. Runs code that the value brings along."""
-        return codec.load(self._unpack(key, entry, data, len(data), dictionary), key)
+        unpacked = type(data) is bytes and codec.intact(data, dictionary, entry.generation)
+        return codec.load(unpacked or self._unpack(key, entry, data, len(data), dictionary), key)
 
     def _unpack(
         self,

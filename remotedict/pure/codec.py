@@ -30,7 +30,7 @@ from remotedict.errors import (
     UnreadableValueError,
 )
 from remotedict.pure import lz4
-from remotedict.pure.pickling import pickled
+from remotedict.pure.pickling import ATOMS, pickled
 from remotedict.pure.records import FORMAT_VERSION, Count, Facts, Id, Record
 
 if TYPE_CHECKING:
@@ -107,11 +107,19 @@ class Encoded:
         How many bytes it takes as stored; -1 until all of them were made.
     """
 
-    def __init__(self, facts: Facts, make: Callable[[], Iterator[memoryview]]) -> None:
+    __slots__ = ("_make", "_whole", "facts", "length")
+
+    def __init__(
+        self,
+        facts: Facts,
+        make: Callable[[], Iterator[memoryview]],
+        whole: bytes | None = None,
+    ) -> None:
         self.facts = facts
-        self.length = -1
+        self.length = -1 if whole is None else len(whole)
         self._make = make
-        if facts.nbytes <= CHUNK_BYTES:
+        self._whole = whole
+        if whole is None and facts.nbytes <= CHUNK_BYTES:
             self.keep()
 
     def __iter__(self) -> Iterator[memoryview]:
@@ -132,7 +140,7 @@ class Encoded:
 
     def join(self) -> bytes:
         """Return the bytes as one."""
-        return b"".join(self)
+        return b"".join(self) if self._whole is None else self._whole
 
 
 def encode(
@@ -166,8 +174,11 @@ def encode(
         key=key,
         dictionary=dictionary,
         generation=generation,
-        library=_library(value),
+        library="" if type(value) in ATOMS else _library(value),
     )
+    if len(parts) == 1 and 0 < sizes[0] <= _INSTANT:
+        whole = head + _chunk(parts[0], seed(generation, 0))
+        return Encoded(_facts(value, sizes[0]), lambda: iter([memoryview(whole)]), whole)
     several, sent = sum(sizes) > _BLOCK_CHUNKS * CHUNK_BYTES, Sent(key, generation)
 
     def make() -> Iterator[memoryview]:
@@ -286,6 +297,17 @@ def _pack(chunk: Buffer, out: memoryview) -> int:
     return size
 
 
+def _chunk(data: Buffer, salt: int) -> bytes:
+    """Return a small chunk, with what stands before it."""
+    size = len(data)
+    body = data
+    if size >= _LZ4_MIN:
+        packed = lz4.deflate(data)
+        if len(packed) <= size - size // 16:
+            body = packed
+    return _CHUNK.pack(digest(body, salt), len(body)) + body
+
+
 def _shrinks(chunk: Buffer) -> bool:
     """Tell whether LZ4 gains something on a chunk, or, if it is large, on a few samples of it."""
     step = len(chunk) // _SAMPLES
@@ -353,6 +375,46 @@ def load(unpacked: Unpacked, key: str) -> Any:
         written = f"Python {header.python}" + (f" and {header.library}" if header.library else "")
         reason = f"{type(exc).__name__}: {exc} (it was written with {written})"
         raise UnreadableValueError(key, reason) from exc
+
+
+def intact(data: Buffer, dictionary: bytes, generation: bytes) -> Unpacked | None:
+    """Return the parts of a small value if all is as usual; else `unpack` has to look closer.
+
+    For many small values a look at a time costs more than the values.
+    """
+    if len(data) < START_BYTES:
+        return None
+    magic, version, checksum, length = _START.unpack_from(data)
+    at = START_BYTES + length
+    view = memoryview(data)
+    raw = view[START_BYTES:at]
+    if magic != _MAGIC or version != FORMAT_VERSION or digest(raw) != checksum:
+        return None
+    try:
+        header = _header_decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    sizes = header.parts
+    if (
+        header.dictionary != dictionary
+        or header.generation != generation
+        or len(sizes) != 1
+        or not 0 < sizes[0] <= header.chunk
+        or len(data) < at + PREFIX_BYTES
+    ):
+        return None
+    checksum, stored = _CHUNK.unpack_from(data, at)
+    body: Buffer = view[at + PREFIX_BYTES :]
+    if len(body) != stored or digest(body, seed(generation, 0)) != checksum:
+        return None
+    if stored != sizes[0]:
+        try:
+            body = lz4.inflate(body, sizes[0])
+        except ValueError:
+            return None
+    if header.codec == "pickle":
+        return Unpacked(header, [body])
+    return Unpacked(header, [bytes(body)]) if header.codec == "bytes" else None
 
 
 def unpack(
@@ -573,6 +635,9 @@ def read_table(tail: memoryview, path: str) -> tuple[list[int], int]:
 
 def _facts(value: Any, nbytes: int) -> Facts:
     shape = dtype = None
+    cls = type(value)
+    if cls in ATOMS:
+        return Facts(cls.__name__, nbytes, None, None)
     try:
         shape = getattr(value, "shape", None)
         dtype = getattr(value, "dtype", None)
@@ -581,7 +646,7 @@ def _facts(value: Any, nbytes: int) -> Facts:
         dtype = None if dtype is None or isinstance(dtype, type(lambda: 0)) else str(dtype)[:60]
     except Exception:  # noqa: BLE001 - a foreign object's attributes may do anything
         shape = dtype = None
-    return Facts(type_name(type(value)), nbytes, shape, dtype)
+    return Facts(type_name(cls), nbytes, shape, dtype)
 
 
 def type_name(cls: type) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _OUT_OF_BAND_MIN = 1024  # a smaller buffer isn't worth a chunk of its own
-_ATOMS = frozenset({type(None), bool, int, float, complex, str})
+ATOMS = frozenset({type(None), bool, int, float, complex, str})
 """What any pickler writes alike: nothing is in it, and nothing can override it."""
 
 
@@ -29,7 +29,7 @@ def pickled(value: Any, key: str) -> list[memoryview]:
     UnpicklableValueError
         It can't be pickled.
     """
-    if type(value) in _ATOMS:
+    if type(value) in ATOMS:
         return [memoryview(pickle.dumps(value, 5))]
     parts: list[memoryview] = []
 
