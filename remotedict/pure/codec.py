@@ -380,41 +380,34 @@ def load(unpacked: Unpacked, key: str) -> Any:
 def intact(data: Buffer, dictionary: bytes, generation: bytes) -> Unpacked | None:
     """Return the parts of a small value if all is as usual; else `unpack` has to look closer.
 
-    For many small values a look at a time costs more than the values.
+    To look at many small values part by part costs more than the values.
     """
-    if len(data) < START_BYTES:
-        return None
-    magic, version, checksum, length = _START.unpack_from(data)
-    at = START_BYTES + length
-    view = memoryview(data)
-    raw = view[START_BYTES:at]
-    if magic != _MAGIC or version != FORMAT_VERSION or digest(raw) != checksum:
-        return None
     try:
-        header = _header_decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    sizes = header.parts
-    if (
-        header.dictionary != dictionary
-        or header.generation != generation
-        or len(sizes) != 1
-        or not 0 < sizes[0] <= header.chunk
-        or len(data) < at + PREFIX_BYTES
-    ):
-        return None
-    checksum, stored = _CHUNK.unpack_from(data, at)
-    body: Buffer = view[at + PREFIX_BYTES :]
-    if len(body) != stored or digest(body, seed(generation, 0)) != checksum:
-        return None
-    if stored != sizes[0]:
-        try:
-            body = lz4.inflate(body, sizes[0])
-        except ValueError:
+        magic, version, checksum, length = _START.unpack_from(data)
+        at = START_BYTES + length
+        view = memoryview(data)
+        raw = view[START_BYTES:at]
+        if magic != _MAGIC or version != FORMAT_VERSION or digest(raw) != checksum:
             return None
-    if header.codec == "pickle":
-        return Unpacked(header, [body])
-    return Unpacked(header, [bytes(body)]) if header.codec == "bytes" else None
+        header = _header_decoder.decode(raw)
+        checksum, stored = _CHUNK.unpack_from(data, at)
+        body: Buffer = view[at + PREFIX_BYTES :]
+        codec, size = header.codec, header.parts[0]
+        if (
+            header.dictionary != dictionary
+            or header.generation != generation
+            or codec not in ("bytes", "pickle")
+            or len(header.parts) != 1
+            or not 0 < size <= header.chunk
+            or len(body) != stored
+            or digest(body, seed(generation, 0)) != checksum
+        ):
+            return None
+        if stored != size:
+            body = lz4.inflate(body, size)
+    except (struct.error, msgspec.DecodeError, ValueError, RecursionError):
+        return None
+    return Unpacked(header, [bytes(body) if codec == "bytes" else body])
 
 
 def unpack(
