@@ -361,7 +361,7 @@ def tampered(d: RemoteDict, path: str, data: bytes) -> None:
 
 
 def blob(d: RemoteDict, path: str) -> bytes:
-    return stored(d)[path][0]
+    return bytes(stored(d)[path][0])
 
 
 READS: list[Callable[[RemoteDict], Any]] = [

@@ -353,3 +353,21 @@ def test_iterating_goes_by_windows_whose_values_are_read_as_one(tmp_path):
         assert list(d.items()) == [(f"k{n:05}", n) for n in range(6000)]
     packs = [path for _, path, _ in backend.seen if ".packs" in path]
     assert len(packs) == 5  # windows of 256, 512, 1024, 2048 keys, and what is left
+
+
+@pytest.mark.parametrize("offset", range(8))
+def test_a_checkpoint_is_read_wherever_its_bytes_lie(offset):
+    state = State.empty()
+    keys = [f"key-{n}" for n in range(100)]
+    place = Range(f"p:{'0' * 12}-{'0' * 32}", 0, 1)
+    sets = [Set(key, 1, bytes([n] * 16), 0, place, FACTS, None) for n, key in enumerate(keys)]
+    state = state.apply(Commit(b"c" * 16, 1, 0, "", "", sets))
+    record, data = state.checkpoint(b"d" * 16, b"i" * 16, "", 0)
+    stored = b"".join(data)
+    room = bytearray(8 + offset + len(stored))
+    lies = memoryview(room)[8 + offset :]
+    lies[:] = stored
+    read = State.from_checkpoint(record, lies, "path")
+    assert list(read) == keys
+    assert [read.get(key) for key in keys] == [state.get(key) for key in keys]
+    assert "missing" not in read

@@ -98,7 +98,8 @@ def unpack(column: Column, data: memoryview, count: int) -> Array:
         It holds others.
     """
     raw = data if column.stored == column.size else lz4.inflate(data, column.size)
-    array: Array = np.frombuffer(raw, column.dtype)
+    # A blob may lie anywhere in memory; but a view of numbers must have each where it belongs.
+    array: Array = np.require(np.frombuffer(raw, column.dtype), requirements="A")
     if column.coding == DIFFERENCES:
         total = int(array.sum(dtype="<u8"))
         return np.cumsum(array, dtype=np.min_scalar_type(total))
