@@ -284,6 +284,8 @@ class _Framing:
     def _response(self, head: bytes) -> int | None:
         status = int(head.split(b" ", 2)[1])
         self._interim = status < 200
+        if not self._asked:  # a server that closes an idle connection may say why
+            self._asked.append(Exchange("", "", self._clock()))
         self._asked[0].status = status
         if self._interim or status in {204, 304} or self._asked[0].method == "HEAD":
             return 0
