@@ -245,6 +245,12 @@ class World:
             self.scheduler.kill(process)
         for d in self.handles:
             d._session._closed = True  # nothing is to be done at the end of the interpreter
+        # The finalizers of the sessions lead to the world, and the world must not lead to them.
+        for call in self.history:
+            call.error = None
+        self.handles.clear()
+        self.clients.clear()
+        self.watchers.clear()
 
 
 class _Features:
