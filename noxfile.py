@@ -61,6 +61,14 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *session.posargs)
 
 
+@nox.session(default=False)
+def simulate(session: nox.Session) -> None:
+    """Simulate a million seeds, or as ``-- --seeds N`` says; see docs/reliability.md."""
+    install(session, "test")
+    with session.chdir("tests"):
+        session.run("python", "-m", "simulation", *(session.posargs or ["--seeds", "1000000"]))
+
+
 @nox.session(python=nox.project.python_versions(PYPROJECT), default=False)
 def tests_all(session: nox.Session) -> None:
     """Run the tests on every supported Python that is installed."""

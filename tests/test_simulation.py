@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,15 +11,16 @@ from pathlib import Path
 import pytest
 
 from simulation.linear import Event, linearizable
-from simulation.plants import PLANTS, planted
+from simulation.plants import PLANTS, RECORDED, planted
 from simulation.scenario import draw
 from simulation.world import simulate
 
 SEEDS = 20_000
-WITHIN = 10_000
+WITHIN = 10_000  # a planted bug must be found in so many
 TESTS = Path(__file__).parent
 
 
+@pytest.mark.timeout(1800)
 def test_every_promise_is_kept_whatever_the_seed():
     command = [sys.executable, "-m", "simulation", "--seeds", str(SEEDS)]
     done = subprocess.run(
@@ -31,11 +33,14 @@ def _environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(TESTS.parent), **more}
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
 def test_a_planted_bug_is_found(plant):
+    # A change of the engine changes what the seeds do: if the recorded one finds it no longer,
+    # another one must.
+    recorded = json.loads(RECORDED.read_text())[plant.name]
     with planted(plant):
-        seeds = [plant.seed] if plant.seed >= 0 else []
-        assert any(simulate(draw(seed)).violations for seed in [*seeds, *range(WITHIN)])
+        assert any(simulate(draw(seed)).violations for seed in [recorded, *range(WITHIN)])
 
 
 @pytest.mark.parametrize("seed", [3, 77, 4711])

@@ -177,12 +177,14 @@ def query(state: State, call: Call) -> Any:
 @model
 def at(state: State, call: Call) -> Any:
     key, number = call.args
-    old = state.past.get((key, number))
-    if number > state.versions.get(key, 0) or ((key, number) in state.past and old is None):
+    if number > state.versions.get(key, 0):
         raise Refused(KeyNotFoundError, (key,))
-    if old is None or (call.error and isinstance(call.error, SnapshotExpiredError)):
+    if (key, number) not in state.past:
         raise Refused(SnapshotExpiredError)
-    return old
+    token, _ = state.past[key, number]
+    if token is None:
+        raise Refused(KeyNotFoundError, (key,))
+    return token
 
 
 @model
@@ -336,6 +338,11 @@ def force(state: State, call: Call) -> Any:
 
 @model
 def policy(state: State, call: Call) -> Any:
+    """No commit, and nothing that users see of keys."""
+
+
+@model
+def upgrade(state: State, call: Call) -> Any:
     """No commit, and nothing that users see of keys."""
 
 

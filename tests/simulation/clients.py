@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
+from msgspec.structs import replace
 
 from remotedict import RemoteDict
 from remotedict.errors import RemoteDictError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from simulation.scenario import Client, Step
     from simulation.world import World
 
+FEATURE = "simulated"
 _LETTERS = "ABCDEFG"
 _PATIENCE = 5  # attempts to open the dictionary
 
@@ -83,7 +85,7 @@ class VirtualClient:
         """Begin a process, which opens the dictionary and goes on with what is to be done."""
         world = self.world
         self.lives += 1
-        self.process = world.process(self.handle, self.drawn.skew)
+        self.process = world.process(self.handle, self.drawn.skew, newer=self.drawn.newer)
         self.d, self.ends, self.busy = None, [], 0
         opened = Future(world.scheduler)
         for n, rest in enumerate(self.rests):
@@ -93,7 +95,7 @@ class VirtualClient:
     def go_on(self) -> None:
         """Begin a forked process, with the handle of its parent."""
         self.lives += 1
-        self.process = self.world.process(self.handle, self.drawn.skew)
+        self.process = self.world.process(self.handle, self.drawn.skew, newer=self.drawn.newer)
         self.ends = []
         self._begin(0, self.rests[0], None)
 
@@ -477,24 +479,28 @@ class _User:
         rng, key = self.rng, self.key()
         wait, timeout = rng.random() < 0.8, rng.choice((1.0, 30.0, 60.0))
         duration = rng.choice((None, None, 2, 10))
-        section = self.d.lock(key, duration=duration, wait=wait, timeout=timeout)
+        d, handle = self.d, self.client.handle  # another thread may open the dictionary anew
+        section = d.lock(key, duration=duration, wait=wait, timeout=timeout)
         with self.call("lock", ([key], duration, wait, timeout)):
             section.__enter__()
         error: BaseException | None = None
         try:
             with self.call("get_default", (key,)) as read:
-                found = self.d.get(key)
+                read.handle = handle
+                found = d.get(key)
                 read.result = found if found is None else values.shrink(found)
             self.nap()
             token = self.token()
-            with self.call("inside", (key, token, read.result, read.begun)):
-                self.d[key] = values.expand(token)
+            with self.call("inside", (key, token, read.result, read.begun)) as call:
+                call.handle = handle
+                d[key] = values.expand(token)
         except BaseException as exc:
             error = exc
             raise
         finally:
             if getcurrent().process.alive:
-                with self.call("leave", (key,)):
+                with self.call("leave", (key,)) as call:
+                    call.handle = handle
                     cls = type(error) if error else None
                     section.__exit__(cls, error, None)
 
@@ -504,6 +510,14 @@ class _User:
         policy = self.rng.choice(("none", "all", 2, 3))
         with self.call("policy", (policy,)):
             self.d.history_policy = policy
+
+    def upgrade(self) -> None:
+        """Use the dictionary in a way that older clients don't know."""
+        if self.client.drawn.newer:
+            with self.call("upgrade", ()):
+                self.d._engine.swap(
+                    lambda index: None if index.features else replace(index, features=[FEATURE])
+                )
 
     def watch(self) -> None:
         """Follow the changes in a thread of its own, at times slowly."""

@@ -42,6 +42,7 @@ class Client:
     interruptible: bool
     pause: float
     skew: float
+    newer: bool
 
 
 @dataclass
@@ -98,18 +99,58 @@ KINDS = {
     "mirror": 1,
     "reopen": 0.5,
     "sleep": 1,
+    "upgrade": 0.3,
 }
 """Kinds of operations, and how often they are drawn. Vacuum will be one more."""
 
 BLOWS = ("pause", "kill", "fork", "interrupt", "rewind", "retag")
 
+_TINY = {"INDEX_BYTES": (700, 1200), "FAN": (2, 3), "CHECKPOINT_MIN": (1, 2000)}
+THEMES: dict[str, tuple[str, str, dict[str, tuple[Any, ...]]]] = {
+    "locks": (
+        "get set put lock unlock section force delete",
+        "pause fork",
+        {"LEASE_SECONDS": (2.0,), "keys": (1, 2), "latency": (0.02, 0.2), "spikes": (0.1, 0.2)},
+    ),
+    "bytes": (
+        "get get_many items copy set set_many forget copy_item snapshot at revert mirror",
+        "pause",
+        {"cache_bytes": (0,), "inline_bytes": (0, 200), "keys": (2, 3), **_TINY},
+    ),
+    "growth": (
+        "get set set_many put keys version delete watch modify",
+        "pause kill retag",
+        {**_TINY, "steps": (8, 12), "rate": (0.0, 0.1)},
+    ),
+    "following": (
+        "set set_many delete watch on_change mirror annotate forget policy",
+        "pause retag",
+        {**_TINY, "rate": (0.1, 0.25), "steps": (8,)},
+    ),
+    "past": (
+        "get set delete at revert snapshot policy copy_item put",
+        "pause",
+        {**_TINY, "retention": (0.0,)},
+    ),
+    "restore": ("get set put keys version items get_many", "rewind pause", {"keys": (1, 2)}),
+    "formats": ("get set put items delete upgrade watch", "pause", {}),
+}
+"""What meets more often than by chance: kinds of operations, blows, and tuning."""
+
 
 def draw(seed: int) -> Scenario:
     """Return the scenario of a seed."""
     rng = random.Random(seed)
-    choice, chance = rng.choice, rng.random
-    kinds = list(KINDS)
-    few = rng.sample(kinds, rng.randint(3, len(kinds) // 2))
+    chance = rng.random
+    themed: tuple[str, str, dict[str, tuple[Any, ...]]] = ("", "", {})
+    if chance() < 0.6:
+        themed = THEMES[rng.choice(list(THEMES))]
+
+    def choice(options: Any, name: str = "") -> Any:
+        return rng.choice(themed[2].get(name, options))
+
+    kinds = themed[0].split() or list(KINDS)
+    few = rng.sample(kinds, rng.randint(3, len(kinds) // 2 + 2))
     if chance() < 0.3:
         few = kinds
     if chance() < 0.9:
@@ -118,12 +159,12 @@ def draw(seed: int) -> Scenario:
     weights = [KINDS[kind] * choice((0.3, 1, 1, 3)) for kind in few]
 
     faults = tuple(rng.sample(FAULTS, rng.randint(1, len(FAULTS))))
-    rate = choice((0.0, 0.03, 0.1, 0.25))
-    latency = choice((0.002, 0.02, 0.2))
-    spikes = choice((0.0, 0.02, 0.1))
+    rate = choice((0.0, 0.03, 0.1, 0.25), "rate")
+    latency = choice((0.002, 0.02, 0.2), "latency")
+    spikes = choice((0.0, 0.02, 0.1), "spikes")
     pause = choice((0.0, 0.01, 0.1, 3.0))
     count = choice((1, 2, 2, 3, 3, 4))
-    steps = rng.randint(2, 8)
+    steps = choice(range(2, 9), "steps")
     number = 0
 
     def thread() -> list[Step]:
@@ -134,10 +175,10 @@ def draw(seed: int) -> Scenario:
             drawn.append(Step(number, kind, rng.getrandbits(32)))
         return drawn
 
-    inline = choice((0, 200, 2048))
+    inline = choice((0, 200, 2048), "inline_bytes")
     history = choice((None, None, "all", 2))
     timeout = choice((3.0, 20.0, 60.0))
-    retention = choice((0.0, 0.5, 3600.0))
+    retention = choice((0.0, 0.5, 3600.0), "retention")
     staleness = choice((0.0, 0.0, 0.0, 0.0, 0.5))
     clients = []
     for n in range(count):
@@ -149,7 +190,7 @@ def draw(seed: int) -> Scenario:
                     "timeout": timeout,
                     "max_staleness": staleness,
                     "inline_bytes": inline if chance() < 0.8 else choice((0, 200, 2048)),
-                    "cache_bytes": choice((0, 2000, 1_000_000)),
+                    "cache_bytes": choice((0, 2000, 1_000_000), "cache_bytes"),
                     "retention": retention,
                     "history": history if n == 0 or chance() < 0.2 else None,
                 },
@@ -158,12 +199,14 @@ def draw(seed: int) -> Scenario:
                 interruptible=False,
                 pause=pause,
                 skew=choice((0.0, 0.0, -100.0, 1000.0)),
+                newer=chance() < 0.5,
             )
         )
     length = steps * (latency * 6 + pause)
     blows = []
-    struck = rng.sample(BLOWS, rng.randint(0, 3)) if chance() < 0.5 else []
-    if "rewind" in struck and (chance() < 0.5 or {"forget"} & {*few}):
+    struck = rng.sample(BLOWS, rng.randint(0, 3)) if chance() < 0.4 else []
+    struck += [kind for kind in themed[1].split() if chance() < 0.5 and kind not in struck]
+    if "rewind" in struck and "forget" in few:
         struck.remove("rewind")
     for kind in struck:
         for _ in range(rng.randint(1, 3)):
@@ -176,18 +219,18 @@ def draw(seed: int) -> Scenario:
     log_seconds = choice((0.0, 5.0, 86400.0))
     return Scenario(
         seed,
-        keys=choice((1, 2, 2, 3, 5)),
+        keys=choice((1, 2, 2, 3, 5), "keys"),
         sizes=choice(((0,), (0, 100), (0, 300, 3000), (0, 0, 100, 300, 3000))),
         clients=clients,
         blows=blows,
         tuning={
-            "INDEX_BYTES": choice((700, 1200, 2500, 16384)),
-            "FAN": choice((2, 3, 6)),
-            "CHECKPOINT_MIN": choice((1, 2000, 8000, 256 * 1024)),
+            "INDEX_BYTES": choice((700, 1200, 2500, 16384), "INDEX_BYTES"),
+            "FAN": choice((2, 3, 6), "FAN"),
+            "CHECKPOINT_MIN": choice((1, 2000, 8000, 256 * 1024), "CHECKPOINT_MIN"),
             "LOG_SECONDS": log_seconds,
             "PIECE_BYTES": choice((256, 1024, 8 << 20)),
             "PACK_BYTES": choice((500, 16 << 20)),
-            "LEASE_SECONDS": choice((2.0, 15.0, 15.0)),
+            "LEASE_SECONDS": choice((2.0, 15.0, 15.0), "LEASE_SECONDS"),
             "RECENT_IDS": choice((6, 64)) if log_seconds > 3600 else 64,
         },
     )

@@ -68,6 +68,8 @@ class Process:
     ----------
     skew : float
         What its clock for people is ahead of the true one.
+    newer : bool
+        Whether it knows a format version that others don't.
     """
 
     def __init__(self, name: str) -> None:
@@ -75,6 +77,7 @@ class Process:
         self.alive = True
         self.paused_until = 0.0
         self.skew = 0.0
+        self.newer = False
         self.threads: dict[Thread, None] = {}
 
 

@@ -54,10 +54,8 @@ class State:
     versions, metadata, locks : dict
         By key; a lock is its epoch and the handle that took it.
     past : dict
-        By key and version, the token of what it was; None for a deletion.
-    places : dict
-        By key and version, where the bytes are, as the newest index says: a path and a range,
-        or the bytes themselves.
+        By key and version, the token of what it was (None for a deletion), and since which
+        commit; as far as versions are kept.
     """
 
     __slots__ = ("items", "locks", "metadata", "past", "seq", "versions")
@@ -68,7 +66,7 @@ class State:
         self.versions: dict[str, int] = {}
         self.metadata: dict[str, str] = {}
         self.locks: dict[str, tuple[bytes, str]] = {}
-        self.past: dict[tuple[str, int], str | None] = {}
+        self.past: dict[tuple[str, int], tuple[str | None, int]] = {}
 
     def copy(self) -> State:
         new = State.__new__(State)
@@ -112,6 +110,16 @@ class State:
             if name == key:
                 del self.past[name, version]
 
+    def drop(self, change: Drop) -> None:
+        """Keep of each key what was current as of a commit, and the versions before that."""
+        current: dict[str, int] = {}
+        for (key, version), (_, since) in self.past.items():
+            if since <= change.before:
+                current[key] = max(current.get(key, 0), version)
+        for key, version in list(self.past):
+            if version <= current.get(key, 0) - change.versions:
+                del self.past[key, version]
+
 
 class Landing(NamedTuple):
     """One commit that has landed."""
@@ -152,12 +160,11 @@ class Witness:
         self.drops = 0
         self._layout = layout
         self._owners = owners
-        self._tokens: dict[bytes, str] = {}
+        self.newer: set[str] = {"Z"}
         self._where: dict[bytes, Any] = {}  # by generation: path and range, or bytes
         self._by_blob: dict[str, set[bytes]] = {}
         self._lease_of: dict[tuple[Any, str], str] = {}
         self._epoch_lease: dict[tuple[bytes, str], str] = {}
-        self._features: list[str] = []
 
     @property
     def now(self) -> int:
@@ -184,6 +191,8 @@ class Witness:
     def _landed(self, data: bytes, who: str) -> None:
         index, _ = decode(data, Index, self._layout.index)
         old, self.index = self.index, index
+        if old and old.features and who[:1] not in self.newer:
+            self.fail("format", f"{who} wrote on an index whose format it doesn't know")
         self.versions_of_index.append(data)
         if old is None:
             self.order, self.commits = [], []
@@ -279,11 +288,12 @@ class Witness:
                     self._epoch_lease[commit.id, change.key] = lease
             elif isinstance(change, Drop):
                 self.drops += 1
+                state.drop(change)
             else:
                 if (change.key, type(change)) in seen:
                     self.fail("order", f"commit {commit.seq} changes {change.key} twice")
                 seen.add((change.key, type(change)))
-                self._change(state, change, index, name)
+                self._change(state, change, commit, index, name)
         self.order.append(commit.id)
         self.commits.append(commit)
         self.landed_ids[commit.id] = len(self.states)
@@ -304,16 +314,18 @@ class Witness:
                 self.fail("lock", f"{name} ended the lock of {held[1]}, who lives")
 
     def _change(
-        self, state: State, change: Set | Delete | Annotate | Forget, index: Index, name: str
+        self,
+        state: State,
+        change: Set | Delete | Annotate | Forget,
+        commit: Commit,
+        index: Index,
+        name: str,
     ) -> None:
         key = change.key
         held = state.locks.get(key)
         if held and held[1] != name:
             self.fail("lock", f"{name} changed {key}, which {held[1]} has locked")
         if isinstance(change, Forget):
-            for name_, version in state.past:
-                if name_ == key:
-                    self._drop_place(state.past[name_, version])
             state.forget(key)
             return
         if isinstance(change, Annotate):
@@ -329,14 +341,11 @@ class Witness:
                 self.fail("effect", f"{name} deleted {key}, which isn't there")
                 return
             state.delete(key)
-            state.past[key, state.versions[key]] = None
+            state.past[key, state.versions[key]] = (None, commit.seq)
             return
         token = self._token(change, index, name)
         state.set(key, token)
-        state.past[key, state.versions[key]] = token
-
-    def _drop_place(self, token: str | None) -> None:
-        """Take down that the bytes of a value may go."""
+        state.past[key, state.versions[key]] = (token, commit.seq)
 
     def _token(self, change: Set, index: Index, name: str) -> str:
         """Return which value a change sets, from its bytes: they must be there."""
@@ -400,6 +409,8 @@ class Witness:
         """Take down that the index was brought back."""
         self.index, _ = decode(data, Index, self._layout.index)
         seq = self.index.seq
+        for commit_id in self.order[seq:]:
+            del self.landed_ids[commit_id]  # it may be made again
         del self.order[seq:]
         del self.commits[seq:]
         at = max(n for n, state in enumerate(self.states) if state.seq == seq and self._on(n))
@@ -415,6 +426,11 @@ class Witness:
         return seq == 0 or bool(
             landing and seq <= len(self.order) and self.order[seq - 1] == landing.commit.id
         )
+
+    @property
+    def upgraded(self) -> bool:
+        """Whether the index asks for a feature that older clients don't know."""
+        return bool(self.index and self.index.features)
 
     def by_seq(self, seq: int) -> State | None:
         """Return the state as of a commit of the branch that there is now."""

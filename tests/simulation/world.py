@@ -17,14 +17,14 @@ from remotedict.engine import reader, upkeep, values
 from remotedict.engine.runtime import AbandonedError
 from remotedict.errors import RemoteDictError
 from remotedict.features import locks
-from remotedict.pure import plan, state
+from remotedict.pure import plan, records, state
 from remotedict.pure.naming import Layout
 from simulation import checks
 from simulation.calls import Call
-from simulation.clients import Place, VirtualClient, Watcher
+from simulation.clients import FEATURE, Place, VirtualClient, Watcher
 from simulation.network import Network, Weather
 from simulation.runtime import SimRuntime
-from simulation.scheduler import Process, Raise, Scheduler, Stuck
+from simulation.scheduler import Process, Raise, Scheduler, Stuck, Thread
 from simulation.store import Store
 from simulation.witness import Violation, Witness
 
@@ -104,10 +104,12 @@ class World:
 
     # -- what clients are made of -----------------------------------------------------------
 
-    def process(self, name: str, skew: float) -> Process:
+    def process(self, name: str, skew: float, *, newer: bool = False) -> Process:
         """Return a new process."""
         process = Process(name)
-        process.skew = skew
+        process.skew, process.newer = skew, newer
+        if newer:
+            self.witness.newer.add(name[0])
         self.processes.append(process)
         self.runtimes[process] = SimRuntime(self.scheduler, process, self._ids, self.owners)
         return process
@@ -217,7 +219,7 @@ class World:
 
     def _last_look(self) -> None:
         """Read everything, as one who comes later does."""
-        process = self.process("Z/1", 0.0)
+        process = self.process("Z/1", 0.0, newer=True)
 
         def look() -> None:
             call = Call("Z0.0", "copy", (), "Z/1", "Z0")
@@ -243,6 +245,21 @@ class World:
             self.scheduler.kill(process)
         for d in self.handles:
             d._session._closed = True  # nothing is to be done at the end of the interpreter
+        # The finalizers of the sessions lead to the world, and the world must not lead to them.
+        for call in self.history:
+            call.error = None
+        self.handles.clear()
+        self.clients.clear()
+        self.watchers.clear()
+
+
+class _Features:
+    """The features that are known: newer clients know one more."""
+
+    def __rsub__(self, features: set[str]) -> set[str]:
+        thread = getcurrent()
+        newer = not isinstance(thread, Thread) or thread.process.newer
+        return features - {FEATURE} if newer else features
 
 
 @contextmanager
@@ -263,6 +280,8 @@ def tuned(tuning: dict[str, Any], world: World) -> Iterator[None]:
         for module in where.get(name, ()):
             before.append((module, name, getattr(module, name)))
             setattr(module, name, value)
+    before.append((records, "FEATURES", records.FEATURES))
+    records.FEATURES = _Features()
     session = remotedict.session
     before.append((session, "default_runtime", session.default_runtime))
     session.default_runtime = world.runtime
