@@ -28,7 +28,7 @@ def blobs(d):
     """Return the bytes of all blobs of a dictionary, by path."""
     backend = d._engine.backend
     return {
-        blob.name: backend.get(blob.name).data
+        blob.name: bytes(backend.get(blob.name).data)
         for prefix in ("Index/", f"{d._engine.layout.folder}/")
         for blob in backend.list(prefix)
         if blob.size

@@ -412,7 +412,7 @@ sys.stdout.buffer.write(cloudpickle.dumps(function))
     assert worker.stdout, worker.stderr.decode()
     assert ACCOUNT_KEY.encode() not in worker.stdout
     for info in azure._engine.backend.list(""):
-        assert ACCOUNT_KEY.encode() not in azure._engine.backend.get(info.name).data
+        assert ACCOUNT_KEY.encode() not in bytes(azure._engine.backend.get(info.name).data)
     reader = elsewhere(
         "import pickle, sys; print(pickle.load(sys.stdin.buffer)['f']())",
         pickle.dumps(azure),

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from obstore.store import AzureStore, ClientConfig
 
+_SMALL = 256 * 1024  # what is larger isn't copied into bytes
 _LARGE = 2 * PIECE_BYTES  # what is larger goes up in blocks
 _BLOCKS = 16  # under way at once
 _BULK_SECONDS = 900.0  # for a block, of many that share a slow line
@@ -137,7 +138,8 @@ class ObstoreBackend(AzureBackend):
             self.meter.request("get")
         try:
             got = obstore.get(self._store, path, options=options)
-            data = memoryview(got.bytes())
+            body = got.bytes()
+            data = body.to_bytes() if len(body) < _SMALL else memoryview(body)
         except NotModifiedError:
             return NOT_MODIFIED
         except Exception as exc:  # noqa: BLE001 - its errors have many bases
@@ -147,7 +149,7 @@ class ObstoreBackend(AzureBackend):
                 raise BlobNotFound(path)
             self._container_seen = True
             if self.meter:
-                self.meter.received(data.nbytes)
+                self.meter.received(len(data))
             return Got(data, got.meta["e_tag"] or "")
         if isinstance(answer, _StrangeAnswerError):  # perhaps the SDK does
             return super().get(path, range=range, if_none_match=if_none_match)

@@ -11,9 +11,7 @@ from remotedict.backend import BackendError, PreconditionFailed, TransientError
 from remotedict.engine.runtime import log
 from remotedict.engine.turn import FIRST_PAUSE, Turn
 from remotedict.errors import (
-    CorruptBlobError,
     DictionaryChangedError,
-    FormatVersionError,
     HistoryGapError,
     RemoteDictError,
     SnapshotExpiredError,
@@ -320,9 +318,8 @@ class Committer:
             return now, self._there(round_.known.state.seq + 1, now)
         except RemoteDictError as exc:
             # A request may be delivered twice, and the 412 be the answer to the second time.
-            # (That the dictionary has changed, or can't be read at all, says enough.)
-            enough = (DictionaryChangedError, CorruptBlobError, FormatVersionError)
-            unclear = None if isinstance(exc, enough) else refused
+            # (That the dictionary has changed says enough.)
+            unclear = None if isinstance(exc, DictionaryChangedError) else refused
             _raise_if_in_doubt(round_, doubt or unclear, exc)
             raise
 
@@ -475,7 +472,7 @@ class _InDoubtError(Exception):
 def _raise_if_in_doubt(round_: _Round, doubt: BackendError | None, exc: Exception | None) -> None:
     """Whatever ends a round, it may have been applied if a put of it has had no answer."""
     if doubt and round_.commits:
-        raise _InDoubtError(round_.ids, str(doubt)) from exc
+        raise _InDoubtError(round_.ids, str(exc or doubt)) from exc
 
 
 def _own(exc: BaseException, request: Request | Swap) -> BaseException:
@@ -483,5 +480,7 @@ def _own(exc: BaseException, request: Request | Swap) -> BaseException:
     if not isinstance(exc, _InDoubtError):
         return exc
     if isinstance(request, Request) and request.id in exc.ids:
-        return UnknownOutcomeError(request.id.hex(), str(exc))
+        unknown = UnknownOutcomeError(request.id.hex(), str(exc))
+        unknown.__cause__ = exc.__cause__
+        return unknown
     return StoreUnavailableError(f"the store gave no usable answer; nothing was written ({exc})")

@@ -108,7 +108,7 @@ class Rewrite:
                 data = read_range(self._backend, self._engine.runtime, path, 0, size)
             except BlobNotFound:  # somebody else forgets something
                 return False
-            return self._mark in data
+            return self._mark in bytes(data)
 
         shared = {
             f"{kind}:{_name(blob)}": blob.size
