@@ -137,8 +137,7 @@ class Obstore:
         )
 
     def set(self, key: str, value: Any) -> None:
-        # In one PUT: of all block sizes none is as fast before the emulator.
-        self._obstore.put(self._store, key, pack(value), use_multipart=False)
+        self._obstore.put(self._store, key, pack(value))  # what is large goes in blocks
 
     def get(self, key: str) -> Any:
         return unpack(self._obstore.get(self._store, key).bytes())
