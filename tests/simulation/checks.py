@@ -197,11 +197,16 @@ def _check_inside(witness: Witness, call: Call, history: list[Call]) -> None:
     """See that nobody changed a key between a read under its lock, and the write after that."""
     key, token, seen, begun = call.args
     if any(
-        other.kind in {"unlock", "force"} and other.handle == call.handle and key in other.args
+        other.handle == call.handle
+        and (
+            (other.kind in {"unlock", "force"} and key in other.args)
+            # A loss is said once to each handle, and may be said to another thread of it.
+            or (isinstance(other.error, LockLostError) and other.thread != call.thread)
+        )
         for other in history
         if other.begun <= (call.ended or len(witness.states)) and (other.ended or begun) >= begun
     ):
-        return  # another thread of the handle has given the lock up
+        return  # another thread of the handle has given the lock up, or knows that it is lost
     for n in call.landed:
         before, after = witness.states[n - 1], witness.states[n]
         if before.items.get(key) != seen and not _own(witness, call, n):
@@ -255,6 +260,8 @@ def _justified(world: World, witness: Witness, call: Call, error: BaseException)
         return bool(witness.rewinds)
     if isinstance(error, StoreUnavailableError):
         return world.rough or "other writers were quicker" in str(error)
+    if call.kind == "mirrored" and isinstance(error, KeyNotFoundError):
+        return True
     if isinstance(error, VersionConflictError | KeyNotFoundError):
         return any(_refuses(state, call, error) for state in states)
     if isinstance(error, ConflictError):
@@ -286,10 +293,8 @@ def _justified(world: World, witness: Witness, call: Call, error: BaseException)
 
 
 def _refuses(state: State, call: Call, error: BaseException) -> bool:
-    if call.kind == "seen":
+    if call.kind not in MODELS:
         return False
-    if call.kind == "mirrored":
-        return True
     if call.kind == "transaction":
         return isinstance(error, KeyNotFoundError)
     try:
@@ -376,6 +381,8 @@ def _check_interrupts(world: World) -> None:
         last[call.thread] = call
         if before is None or not isinstance(before.error, KeyboardInterrupt):
             continue
+        if before.kind == "lock":
+            continue  # it is given up again by another thread
         if before.landed and call.landed and max(before.landed) > min(call.landed):
             world.witness.fail("interrupt", f"{before} landed after {call}")
 

@@ -143,8 +143,8 @@ def draw(seed: int) -> Scenario:
     rng = random.Random(seed)
     chance = rng.random
     themed: tuple[str, str, dict[str, tuple[Any, ...]]] = ("", "", {})
-    if chance() < 0.6:
-        themed = THEMES[rng.choice(list(THEMES))]
+    if chance() < 0.75:
+        themed = THEMES[rng.choice([*THEMES, "locks", "bytes"])]
 
     def choice(options: Any, name: str = "") -> Any:
         return rng.choice(themed[2].get(name, options))
