@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from remotedict.engine.patient import Patient
     from remotedict.engine.runtime import Runtime
 
-_PATIENT_LOSSES = 3  # after so many losses in a row a writer queues up
-_STUCK_LOSSES = 5
+_PATIENT_LOSSES = 5  # after so many losses in a row a writer queues up
+_LONGEST = 16  # the longest pause, in times of a request
 _QUEUE_SECONDS = 15.0
 FIRST_PAUSE = 0.01
 
@@ -56,9 +56,8 @@ class Turn:
                 log.debug("no place in the writers' queue: %s", exc)
             else:
                 return
-        # Who is kept out of the queue for long doesn't starve behind it: it may belong to one
-        # that is dead, and then everybody tries as those in the queue do.
-        factor = 2**self.losses if self.losses < _STUCK_LOSSES else 1
+        # Who is kept out of the queue goes on all the same: it may belong to one that is dead.
+        factor = min(2**self.losses, _LONGEST)
         self._runtime.sleep(self._runtime.jitter(max(took, FIRST_PAUSE) * factor))
 
     def end(self) -> None:
