@@ -61,12 +61,12 @@ PLANTS = [
         "",
         (
             _COMMITTER + "Committer._swap",
-            "put = self._backend.raw.put(self._layout.index, data, if_match=base.etag)",
+            "etag = self._backend.raw.put(self._layout.index, data, if_match=base.etag)",
             (
                 "got = self._backend.raw.get(self._layout.index)\n"
                 "                if got.etag != base.etag:\n"
                 "                    raise PreconditionFailed(self._layout.index)\n"
-                "                put = self._backend.raw.put(self._layout.index, data)"
+                "                etag = self._backend.raw.put(self._layout.index, data)"
             ),
         ),
     ),
@@ -75,10 +75,10 @@ PLANTS = [
         "",
         (
             "engine.values:Values._upload",
-            "            self._backend.put(self._layout.path(blob), encoded.pieces)",
+            "            self._backend.put(self._layout.path(blob), encoded)",
             (
                 "            self._runtime.spawn(\n"
-                "                lambda: self._backend.put(self._layout.path(blob), encoded.pieces)\n"
+                "                lambda: self._backend.put(self._layout.path(blob), encoded)\n"
                 "            )"
             ),
         ),
@@ -145,11 +145,11 @@ PLANTS = [
         "4",
         (
             "engine.core:Engine.read_many",
-            "        now = known or self.known()",
+            "        now = known or self.index.recent(self.tuning.max_staleness)",
             (
                 "        if known is None:\n"
                 "            return {key: self.read(key)[0] for key in keys}\n"
-                "        now = known or self.known()"
+                "        now = known"
             ),
         ),
     ),
@@ -359,20 +359,24 @@ PLANTS = [
             "data = self.at_hand(entry)",
             "data = self.at_hand(entry) or self.cache.get(key.encode())",
         ),
+        ("engine.values:Values._load", "for (_, entry), part", "for (key, entry), part"),
         (
-            "engine.values:Values.fetch",
-            "self.cache.add(entry.generation, data)",
-            "self.cache.add(key.encode(), data)",
+            "engine.values:Values._load",
+            "self.cache.add(entry.generation, part, cleared)",
+            "self.cache.add(key.encode(), part, cleared)",
         ),
     ),
     _plant(
         "a check that was sent before serves a caller who comes later",
         "",
-        ("engine.index:IndexBlob._check", "            self._waiting = None\n", ""),
         (
-            "engine.index:IndexBlob._check",
-            "        self.checked_at =",
-            "        self._waiting = None\n        self.checked_at =",
+            "engine.index:IndexBlob.now",
+            "        joined = self._join()\n",
+            (
+                "        if self._under_way and self.known:\n"
+                "            return self.known\n"
+                "        joined = self._join()\n"
+            ),
         ),
     ),
     _plant(
@@ -479,7 +483,7 @@ waiting in a ring and a dead writer from holding up the queue: it is about time,
 Tried, and not found within 10,000 seeds of their theme: bytes that are moved though a commit made
 since names the old ones (`Rewrite._swapped`), a watch that hands a commit out again after a lost
 connection (`Watch.__next__`), a mirror that shows what it has learnt last (`Mirror._take`). An
-interrupted write that is submitted all the same (`still_wanted`) was given up after 1,500."""
+interrupted write that is submitted all the same (`still_wanted`) wasn't looked for to the end."""
 
 
 @contextmanager
