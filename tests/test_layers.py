@@ -30,7 +30,7 @@ FACE = ["azure", "local", "memory", "opening", "__init__"]
 ALLOWED_IN_PURE = {
     *("__future__", "bisect", "collections", "copyreg", "dataclasses", "functools", "io"),
     *("itertools", "operator", "pickle", "platform", "re", "struct", "sys", "types", "typing"),
-    *("cloudpickle", "cramjam", "msgspec", "numpy", "xxhash", "remotedict"),
+    *("cloudpickle", "cramjam", "lz4", "msgspec", "numpy", "xxhash", "remotedict"),
 }
 
 

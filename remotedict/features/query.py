@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from remotedict.features.metadata import parsed
-from remotedict.pure.codec import type_name
+from remotedict.pure.facts import type_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

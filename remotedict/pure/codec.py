@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-import sys
 from functools import partial
 from itertools import islice
 from platform import python_version
@@ -30,13 +29,15 @@ from remotedict.errors import (
     UnreadableValueError,
 )
 from remotedict.pure import lz4
-from remotedict.pure.pickling import ATOMS, pickled
-from remotedict.pure.records import FORMAT_VERSION, Count, Facts, Id, Record
+from remotedict.pure.facts import facts, library
+from remotedict.pure.pickling import pickled
+from remotedict.pure.records import FORMAT_VERSION, Count, Id, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from remotedict.pure.pieces import Pieces
+    from remotedict.pure.records import Facts
 
     Buffer = bytes | bytearray | memoryview
 
@@ -174,11 +175,11 @@ def encode(
         key=key,
         dictionary=dictionary,
         generation=generation,
-        library="" if type(value) in ATOMS else _library(value),
+        library=library(value),
     )
-    if len(parts) == 1 and 0 < sizes[0] <= _INSTANT:
+    if len(parts) == 1 and 0 < sizes[0] <= min(_INSTANT, CHUNK_BYTES):
         whole = head + _chunk(parts[0], seed(generation, 0))
-        return Encoded(_facts(value, sizes[0]), lambda: iter([memoryview(whole)]), whole)
+        return Encoded(facts(value, sizes[0]), lambda: iter([memoryview(whole)]), whole)
     several, sent = sum(sizes) > _BLOCK_CHUNKS * CHUNK_BYTES, Sent(key, generation)
 
     def make() -> Iterator[memoryview]:
@@ -187,7 +188,7 @@ def encode(
         )
         return blocks(head, chunks, sent, run if several else map)
 
-    return Encoded(_facts(value, sum(sizes)), make)
+    return Encoded(facts(value, sum(sizes)), make)
 
 
 def opening(
@@ -621,40 +622,3 @@ def read_table(tail: memoryview, path: str) -> tuple[list[int], int]:
     except msgspec.DecodeError as exc:
         raise CorruptBlobError(path, f"a value's table can't be decoded: {exc}") from exc
     return lengths, length + _END.size
-
-
-# -- what is known of it ------------------------------------------------------------------------
-
-
-def _facts(value: Any, nbytes: int) -> Facts:
-    shape = dtype = None
-    cls = type(value)
-    if cls in ATOMS:
-        return Facts(cls.__name__, nbytes, None, None)
-    try:
-        shape = getattr(value, "shape", None)
-        dtype = getattr(value, "dtype", None)
-        if not (isinstance(shape, tuple) and all(type(n) is int for n in shape)):
-            shape = None
-        dtype = None if dtype is None or isinstance(dtype, type(lambda: 0)) else str(dtype)[:60]
-    except Exception:  # noqa: BLE001 - a foreign object's attributes may do anything
-        shape = dtype = None
-    return Facts(type_name(cls), nbytes, shape, dtype)
-
-
-def type_name(cls: type) -> str:
-    """Return what the facts call a class: the first part of its module, and its name."""
-    package = _package(cls)
-    return cls.__qualname__ if package in ("", "builtins") else f"{package}.{cls.__qualname__}"
-
-
-def _library(value: Any) -> str:
-    package = _package(type(value))
-    # The module's own dict: a lazy module's __getattr__ may do anything.
-    version = getattr(sys.modules.get(package), "__dict__", {}).get("__version__")
-    return f"{package} {version}" if isinstance(version, str) else ""
-
-
-def _package(cls: type) -> str:
-    module = getattr(cls, "__module__", None)
-    return module.partition(".")[0] if isinstance(module, str) else ""
