@@ -277,7 +277,7 @@ def _justified(world: World, witness: Witness, call: Call, error: BaseException)
             return True
         return any(error.item_name in state.locks for state in states)
     if isinstance(error, FormatVersionError):
-        return witness.upgraded
+        return witness.was_upgraded
     if isinstance(error, SnapshotExpiredError) and call.kind in {"at", "revert"}:
         forgets = any(c.kind == "forget" for c in world.history)
         return forgets or any(_refuses(state, call, error) for state in states)

@@ -152,6 +152,7 @@ class Witness:
         self.order: list[bytes] = []
         self.commits: list[Commit] = []
         self.index: Index | None = None
+        self.was_upgraded = False  # also if it has been brought back since
         self.versions_of_index: list[bytes] = []
         self.landed_ids: dict[bytes, int] = {}
         self.rewinds: list[int] = []
@@ -191,6 +192,7 @@ class Witness:
     def _landed(self, data: bytes, who: str) -> None:
         index, _ = decode(data, Index, self._layout.index)
         old, self.index = self.index, index
+        self.was_upgraded |= self.upgraded
         if old and old.features and who[:1] not in self.newer:
             self.fail("format", f"{who} wrote on an index whose format it doesn't know")
         self.versions_of_index.append(data)
