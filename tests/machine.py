@@ -183,6 +183,10 @@ class Inline:
         self.blobs: dict[str, bytes] = {}
         self.index = plan.genesis(**IDS)
 
+    def future(self):
+        """Return a future, as a runtime does."""
+        return Future()
+
     def get(self, path: str, *, range=None, if_none_match=None):  # noqa: A002
         """Return a blob, as a backend does."""
         etag = f"{self.index.revision}"
