@@ -12,8 +12,9 @@ import pytest
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 from copies import MIB, Wire, counted, opened
-from remotedict import UnpicklableValueError
+from remotedict import MemoryDictionary, UnpicklableValueError
 from remotedict.engine import runtime
+from remotedict.engine.values import PACK_BYTES
 from remotedict.pure import codec, lz4
 from remotedict.pure.pickling import pickled
 from remotedict.pure.pieces import Pieces
@@ -188,3 +189,11 @@ def test_samples_find_what_shrinks(share):
     assert stored == MIB if share < 0.1 else stored < MIB - zeros * 0.9
     tried = lz4.deflate_into(chunk, bytearray(MIB + MIB // 16))
     assert stored <= tried + MIB // 16
+
+
+def test_a_large_update_holds_few_values_at_a_time():
+    with MemoryDictionary() as d:
+        large = ((f"k{n}", np.zeros(PACK_BYTES // 8 + 1)) for n in range(3))
+        assert [len(window) for window in d._engine.encoded(large)] == [1, 1, 1]
+        small = ((f"k{n}", n) for n in range(30))
+        assert [len(window) for window in d._engine.encoded(small)] == [30]

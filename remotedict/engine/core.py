@@ -422,7 +422,7 @@ class Engine:
         size = 0
         for key, value in pairs:
             window.append((key, *self.values.encode(key, value, index.dictionary)))
-            size += window[-1][2].length
+            size += window[-1][2].facts.nbytes  # how long a large one is isn't known yet
             if size >= PACK_BYTES or len(window) == _UPLOAD_ITEMS:
                 yield window
                 window, size = [], 0
