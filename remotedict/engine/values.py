@@ -230,7 +230,9 @@ class Values:
         kept = self.cache.get_all([entry.generation for _, entry in items])
         for (key, entry), data in zip(items, kept, strict=True):
             place = entry.place
-            if type(place) is bytes:
+            if type(place) is Range and data is None:
+                wanted.append((place.blob, place.offset, place.length, key, entry))
+            elif type(place) is bytes:
                 found[key] = place
             elif data is not None:
                 found[key] = data
@@ -333,7 +335,7 @@ class Values:
 
 
 def _wanted(key: str, entry: Entry) -> _Wanted:
-    where = entry.place if type(entry.place) is Range else entry.range(key)
+    where = entry.range(key)
     return where.blob, where.offset, where.length, key, entry
 
 
