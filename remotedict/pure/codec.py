@@ -523,6 +523,11 @@ class Source:
             raise CorruptBlobError(self.path, "a value has bytes after its end")
 
 
+def is_value(head: bytes) -> bool:
+    """Tell whether a blob that begins so is a value, or a pack of them."""
+    return head.startswith(_MAGIC)
+
+
 def head_bytes(head: Buffer) -> int:
     """Return how many bytes stand before the first chunk of a value that begins so."""
     length = _START.unpack_from(head)[3] if len(head) >= START_BYTES else 0
