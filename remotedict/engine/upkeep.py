@@ -162,7 +162,7 @@ class Upkeep:
     def _ages(self, newest: str) -> _Ages:
         """Return which commits are old by the store's times; now is when it took `newest`."""
         try:
-            now = max(blob.time for blob in self._backend.list(newest))
+            now = max((blob.time for blob in self._backend.list(newest)), default=0.0)
             segments = self._backend.list(self._layout.path("s:"))
             return _Ages(*seqs_of_age(segments, self._layout, now, LOG_SECONDS, self._retention))
         except AccessDeniedError as exc:  # then all is kept, until somebody else comes who may

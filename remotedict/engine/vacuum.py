@@ -178,13 +178,11 @@ class Vacuum:
             yield from self._backend.list(self._layout.path(kind))
 
     def _swept(self, garbage: Garbage, progress: Progress) -> VacuumReport:
-        runtime = self._engine.runtime
         deleted: defaultdict[str, Tally] = defaultdict(Tally)
         kept: defaultdict[str, Tally] = defaultdict(Tally)
         strangers = Tally()
         for batch in garbage.judged(self._listing()):
-            with runtime.still_wanted():  # an interrupt ends it
-                doomed = [judged.blob for judged in batch if judged.garbage]
+            doomed = [judged.blob for judged in batch if judged.garbage]
             gone = garbage.own(doomed) if self._dry_run else garbage.delete(doomed)
             for blob, reference, is_garbage in batch:
                 if reference is None or (is_garbage and blob.name not in gone):
