@@ -146,6 +146,7 @@ def lost_upload(world, d, key):
 
 def test_only_the_times_of_the_store_count(world, by_hand):
     d = world.open(inline_bytes=0, retention=0)
+    d["m"] = 1
     orphan = lost_upload(world, d, "k")
     d["k"] = 1
     d["l"] = 1

@@ -146,7 +146,7 @@ class Vacuum:
                     return self._garbage(stands, dropped)
             except BlobNotFound as exc:  # the log: somebody else has written a new one
                 log.debug("the horizon is committed again: %s", exc)
-        msg = f"others changed the index {_ATTEMPTS} times in a row; nothing was deleted"
+        msg = f"other writers were quicker {_ATTEMPTS} times in a row; nothing was deleted"
         raise StoreUnavailableError(msg)
 
     def _garbage(self, known: Known, dropped: Collection[str]) -> Garbage:

@@ -53,7 +53,7 @@ _READS = {
     "snapshot",
     "locks",
 }
-_OTHER = {"open", "upgrade", "close", "policy", "seen", "mirrored", "force", "leave"}
+_OTHER = {"open", "upgrade", "close", "policy", "seen", "mirrored", "force", "leave", "vacuum"}
 _LOCKS = {"lock", "unlock"}
 _UNKNOWN = (UnknownOutcomeError, KeyboardInterrupt)
 
