@@ -529,6 +529,25 @@ def test_a_dictionary_that_was_lost_can_still_be_repaired(world, small, by_hand)
     assert before <= set(blobs(d))
 
 
+@pytest.mark.parametrize("keys", [{"signing_key": "a" * 40}, {"encryption_key": "b" * 40}])
+def test_what_is_signed_or_encrypted_is_vacuumed_as_well(world, small, by_hand, keys):
+    if "encryption_key" in keys:
+        pytest.importorskip("cryptography")
+    d = world.open(inline_bytes=300, retention=0, **keys)
+    made = fill(d, random.Random(3))
+    d._engine.upkeep.finish()
+    deleted = set()
+    for _ in range(2):
+        world.clock.now += 2 * DAY
+        report = d.vacuum()
+        deleted |= {*report.deleted}
+        assert report.strangers.blobs == 0
+        assert world.open(cache_bytes=0, **keys).copy() == made
+        d["more"] = made["more"] = "x" * 500
+        d["more"] = made["more"] = "y" * 500
+    assert deleted >= {"values", "segments", "checkpoints"}
+
+
 # In batches, page by page.
 
 

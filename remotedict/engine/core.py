@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from remotedict.engine.values import Progress
     from remotedict.pure.codec import Encoded, Unpacked
     from remotedict.pure.entry import Entry
+    from remotedict.pure.keyring import Keyring
     from remotedict.pure.naming import Layout
     from remotedict.pure.pieces import Stored
     from remotedict.pure.records import Commit, Set
@@ -64,6 +65,7 @@ class Tuning(NamedTuple):
     cache_dir: str | None
     cache_dir_bytes: int
     retention: float
+    keyring: Keyring | None = None
 
 
 class Engine:
@@ -75,6 +77,7 @@ class Engine:
         self.layout = layout
         self.tuning = tuning
         self.runtime = runtime
+        self.keyring = tuning.keyring
         self.backend = Patient(Counted(backend, meter), runtime, tuning.timeout)
         cache, disk = Cache(tuning.cache_bytes), None
         if tuning.cache_dir is not None:
@@ -88,8 +91,9 @@ class Engine:
             cache=cache,
             meter=meter,
             inline_bytes=tuning.inline_bytes,
+            keyring=tuning.keyring,
         )
-        reader = Reader(blobs, layout, runtime)
+        reader = Reader(blobs, layout, runtime, tuning.keyring)
         self.index = IndexBlob(self.backend, reader, layout, runtime, cache.add)
         self.commits = Commits(self.index, reader, runtime)
         self.committer = Committer(
@@ -288,8 +292,8 @@ class Engine:
                 raw = self.runtime.call(future.result)
             except _Gone as gone:
                 raise SnapshotExpiredError(gone.key) from None
-            for key, entry in window:
-                yield key, self._decoded(key, entry, raw.pop(key), known)
+            assert known.index is not None  # noqa: S101 - it has entries
+            yield from self.values.decode_all(window, raw, known.index.dictionary)
 
     def _begin(
         self, windows: Iterator[list[tuple[str, Entry]]]
@@ -519,15 +523,13 @@ def _windows(keys: Iterator[str], state: State) -> Iterator[list[tuple[str, Entr
     window: list[tuple[str, Entry]] = []
     size, requests, count = 0, 0, min(_WINDOW_REQUESTS, _WINDOW_ITEMS)
     while block := list(islice(keys, count)):
-        for key, entry in entries(state, block):
-            own = type(entry.place) is int
-            full = size + entry.stored > _WINDOW_BYTES or requests + own > _WINDOW_REQUESTS
-            if window and full:
+        for item in entries(state, block):
+            stored, own = item[1].stored, type(item[1].place) is int
+            size, requests = size + stored, requests + own
+            if window and (size > _WINDOW_BYTES or requests > _WINDOW_REQUESTS):
                 yield window
-                window, size, requests = [], 0, 0
-            window.append((key, entry))
-            size += entry.stored
-            requests += own
+                window, size, requests = [], stored, own
+            window.append(item)
         yield window
         window, size, requests = [], 0, 0
         count = min(2 * count, _WINDOW_ITEMS)

@@ -152,7 +152,16 @@ class Vacuum:
     def _garbage(self, known: Known, dropped: Collection[str]) -> Garbage:
         assert known.index is not None  # noqa: S101 - for the type checker
         named = self._engine.commits.log(known.index)
-        return Garbage(self._backend, self._layout, self._engine.runtime, known, named, dropped)
+        engine = self._engine
+        return Garbage(
+            self._backend,
+            self._layout,
+            engine.runtime,
+            known,
+            named,
+            keyring=engine.keyring,
+            dropped=dropped,
+        )
 
     def _foreseen(self, known: Known, index: Index) -> Garbage:
         """Return the same, as it would be. This decides nothing: this machine's clock will do."""
