@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from remotedict.engine.vacuum import Vacuum
+from remotedict.engine.verify import Verification
 from remotedict.features.progress import progress
 from remotedict.features.timing import check_seconds
 
 if TYPE_CHECKING:
     from remotedict.engine.core import Engine
     from remotedict.engine.vacuum import VacuumReport
+    from remotedict.engine.verify import VerifyReport
     from remotedict.session import Session
 
 
@@ -61,3 +63,37 @@ class Maintained:
         engine: Engine = session.engine()
         with progress(None, "vacuuming", session.options.progress, unit="blob") as done:
             return engine.runtime.call(lambda: Vacuum(engine, seconds, dry_run=dry_run).run(done))
+
+    def verify(self, *, deep: bool = False) -> VerifyReport:
+        """Look whether all that the dictionary names is there, and whole; return what isn't.
+
+        It raises nothing for what is damaged, and changes nothing. Others may write meanwhile.
+
+        Parameters
+        ----------
+        deep : bool
+            Whether to read everything, past versions as well, and check every checksum. By default
+            only that the blobs are there, and have the right size: that takes a listing.
+
+        Returns
+        -------
+        VerifyReport
+            `ok`, and `findings`: which blob is missing or damaged, and which keys that is about.
+
+        Raises
+        ------
+        AccessDeniedError
+            These credentials may not list blobs.
+
+        Examples
+        --------
+        >>> import remotedict
+        >>> d = remotedict.MemoryDictionary()
+        >>> d["k"] = "value"
+        >>> d.verify(deep=True).ok
+        True
+        """
+        session = self._session
+        engine: Engine = session.engine()
+        with progress(None, "verifying", session.options.progress, unit="blob") as done:
+            return engine.runtime.call(lambda: Verification(engine, deep=deep).run(done))

@@ -140,7 +140,7 @@ def lost_upload(world, d, key):
     world.of(died).at("put", INDEX, die)
     with pytest.raises(AccessDeniedError):
         died[key] = "lost"
-    [path] = set(blobs(d)) - before
+    [path] = {path for path in set(blobs(d)) - before if path.startswith(f"f/{key}/")}
     return path
 
 
