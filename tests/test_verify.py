@@ -156,6 +156,20 @@ def test_a_dictionary_that_was_never_written_is_whole(world):
     assert world.open().verify(deep=True).ok
 
 
+def test_a_dictionary_that_is_made_meanwhile_is_whole(world):
+    d, other = world.open(), world.open(inline_bytes=0)
+    real = world.of(d).store.list
+
+    def listing(prefix):
+        other["k"] = 1
+        return real(prefix)
+
+    world.of(d).list = listing
+    report = d.verify()
+    assert report.ok
+    assert report.keys == 1
+
+
 def test_what_others_write_and_delete_meanwhile_is_no_false_alarm(world, small):
     d, other = (
         world.open(cache_bytes=0, inline_bytes=300),

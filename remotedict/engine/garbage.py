@@ -123,7 +123,8 @@ class Garbage:
         doomed = self.own(blobs)
         with self._runtime.still_wanted():  # an interrupt ends it
             pass
-        self._backend.delete(sorted(doomed))
+        if doomed:
+            self._backend.delete(sorted(doomed))
         return doomed
 
     def own(self, blobs: Sequence[BlobInfo]) -> set[str]:

@@ -158,7 +158,7 @@ class Verification:
         except (*_DAMAGED, DictionaryChangedError) as exc:
             return self._broken(exc)
         if known.index is None:
-            return self._without_index()
+            return self._without_index(progress)
         references = References(known.state, known.index, log)
         tallies = self._list(Roll(references), known, progress)
         if self._deep:
@@ -178,12 +178,14 @@ class Verification:
         finding = Finding(blob, _reason(exc), (), _OF_INDEX)
         return VerifyReport((finding,), 0, 0, Tally(1), Tally(), Tally(), self._deep)
 
-    def _without_index(self) -> VerifyReport:
+    def _without_index(self, progress: Progress) -> VerifyReport:
         """Return what there is to say of a dictionary that was never written, or so it seems."""
         orphans = Tally()
         for blob in self._listing():
             if self._layout.reference(blob.name):
                 orphans = orphans.plus(blob.size)
+        if self._engine.index.now().index is not None:  # it was made just now
+            return self._run(progress)
         problem = "it isn't there, though there are blobs that it must have named"
         finding = Finding(self._layout.index, problem, (), _OF_INDEX)
         findings = (finding,) if orphans.blobs else ()
