@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from remotedict.dictionary import RemoteDict
 from remotedict.engine.stats import Stats
+from remotedict.engine.vacuum import VacuumReport
+from remotedict.engine.verify import VerifyReport
 from remotedict.errors import (
     AccessDeniedError,
     ClosedError,
@@ -97,6 +99,8 @@ __all__ = [
     "UnknownOutcomeError",
     "UnpicklableValueError",
     "UnreadableValueError",
+    "VacuumReport",
+    "VerifyReport",
     "VersionConflictError",
     "Watch",
 ]

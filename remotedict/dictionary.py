@@ -24,6 +24,7 @@ from remotedict.features.selection import no_repeats, pair, select
 from remotedict.features.showing import html
 from remotedict.features.writing import Changed, Operation, Writer, changing, setting
 from remotedict.lockable import Lockable
+from remotedict.maintained import Maintained
 from remotedict.pure.draft import Draft
 from remotedict.pure.entry import Entry
 from remotedict.pure.naming import check_key
@@ -49,7 +50,7 @@ _REPR_SECONDS = 1.5
 _COMPLETIONS = 10_000
 
 
-class RemoteDict(Transactional, Versioned, Lockable, MutableMapping[str, Any]):
+class RemoteDict(Transactional, Versioned, Lockable, Maintained, MutableMapping[str, Any]):
     """A dictionary of Python objects that lives in a store and is shared by all who open it.
 
     Made by `remotedict.open`, `AzureDictionary`, `LocalDictionary` or `MemoryDictionary`.

@@ -24,6 +24,7 @@ LAYERS = [
     "versioned",
     "lockable",
     "transactional",
+    "maintained",
     "dictionary",
 ]
 FACE = ["azure", "local", "memory", "opening", "__init__"]

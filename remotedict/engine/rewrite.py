@@ -231,7 +231,12 @@ class Rewrite:
     def _swapped(
         self, now: Index, old: Index, new: Index, tainted: Collection[str]
     ) -> Index | None:
-        """Return the new layout with the commits made since; None if it is no longer of `now`."""
+        """Return the new layout with the commits made since; None if it is no longer of `now`.
+
+        Nor if vacuum may have taken for garbage what was written for it.
+        """
+        if old.seq < now.horizon:
+            return None
         kept = len(old.tail)
         later = now.tail[kept:]
         same = (now.checkpoint, now.log, now.segments, now.tail[:kept]) == (
@@ -248,7 +253,7 @@ class Rewrite:
             for change in commit.changes
         ):
             return None
-        return replace(new, seq=now.seq, history=now.history, tail=later)
+        return replace(new, seq=now.seq, horizon_seq=now.seq, history=now.history, tail=later)
 
     # -- the end of the old one -------------------------------------------------------------
 

@@ -537,6 +537,13 @@ class Source:
             raise CorruptBlobError(self.path, "a value has bytes after its end")
 
 
+def dictionary_of(head: bytes) -> bytes | None:
+    """Return the id of the dictionary that a value was written for; None if it isn't one."""
+    if len(head) < START_BYTES or not head.startswith(MAGIC):
+        return None
+    return cast("bytes", _START.unpack_from(head)[7])
+
+
 def head_bytes(head: Buffer) -> int:
     """Return how many bytes stand before the first chunk of a value that begins so."""
     length = _START.unpack_from(head)[5] if len(head) >= START_BYTES else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import xxhash
@@ -26,6 +27,10 @@ _ODD_EDGE = re.compile(r"\.\.|^[.~ ]|[. ]$")
 _SPECIAL = re.compile(r'[<>:"|?*#%]')
 _FOLDER_MAX = 200
 _SECRET = re.compile(r"(?i)\b(AccountKey|SharedAccessSignature|sig)=")
+_NAME = r"\d{12,}-[0-9a-f]{32}"
+REFERENCE = rf"[spcl]:{_NAME}|v:[A-Za-z0-9_=-]+/{_NAME}"
+"""What names an immutable blob; it can't lead out of its folder. See `Layout`."""
+_REFERENCE = re.compile(REFERENCE)
 _CONTAINER = re.compile(r"(?=.{3,63}$)[a-z0-9]+(-[a-z0-9]+)*")
 
 
@@ -159,6 +164,10 @@ class Layout:
     'runs/.packs/000000000007-ab'
     """
 
+    kinds = MappingProxyType(
+        {"v": "values", "p": "packs", "s": "segments", "c": "checkpoints", "l": "logs"}
+    )
+
     def __init__(self, folder: str) -> None:
         self.folder = check_folder(folder)
         self.index = f"Index/{folder}/index"
@@ -179,6 +188,15 @@ class Layout:
         """Return the paths of blobs by their references; for "" that of the index."""
         prefixes, index = self._prefixes, self.index
         return [prefixes[ref[0]] + ref[2:] if ref else index for ref in references]
+
+    def reference(self, path: str) -> str | None:
+        """Return the reference of the blob at `path`; None if no blob of ours has such a name."""
+        for kind, prefix in self._prefixes.items():
+            if path.startswith(prefix):
+                reference = f"{kind}:{path[len(prefix) :]}"
+                if _REFERENCE.fullmatch(reference):
+                    return reference
+        return None
 
     def lock(self, key: str) -> str:
         """Return the path of the blob whose lease guards `key`."""

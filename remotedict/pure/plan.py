@@ -73,12 +73,14 @@ def extend(
     commits: Sequence[Commit],
     uuid: Callable[[], bytes],
     keyring: Keyring | None = None,
+    *,
+    settle: bool = False,
 ) -> tuple[Index, NewSegment | None]:
     """Return `index` with `commits` added, and the segment that must be written first, if any.
 
-    If they don't fit, the whole tail moves into a segment, together with those of `commits` that
-    still don't fit then: the longest suffix that does stays inline, where readers that are
-    nearly up to date find it without another request.
+    If they don't fit, or if it is to `settle` its tail, the whole tail moves into a segment,
+    together with those of `commits` that still don't fit then: the longest suffix that does stays
+    inline, where readers that are nearly up to date find it without another request.
     """
     after = replace(
         index,
@@ -87,7 +89,8 @@ def extend(
         tail=[*index.tail, *commits],
     )
     limit = INDEX_BYTES - HEADER_BYTES - (keyring.overhead if keyring else 0)
-    if size(after) <= limit:
+    fits = size(after) <= limit
+    if not after.tail or (fits and not (settle and index.tail)):
         return after, None
     room = limit - size(replace(after, tail=[])) - 256  # the new segment's reference
     kept = 0
@@ -211,6 +214,21 @@ def swap_merged(index: Index, refs: Sequence[SegmentRef], merged: SegmentRef) ->
         return None
     segments = [*index.segments[:at], merged, *index.segments[at + len(refs) :]]
     return replace(index, revision=index.revision + 1, segments=segments)
+
+
+def raise_horizon(index: Index, old: int) -> Index:
+    """Return `index` with the horizon that may stand if commit `old` is old enough.
+
+    It never shrinks. Nor does it pass the commit at which the one before was set: so an upload
+    that was refused, and begun anew, outlives the next one, however long it takes.
+    """
+    allowed = min(old, index.horizon_seq or old)
+    return replace(
+        index,
+        revision=index.revision + 1,
+        horizon=max(index.horizon, allowed),
+        horizon_seq=index.seq,
+    )
 
 
 def due_checkpoint(index: Index) -> bool:

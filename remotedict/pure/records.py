@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 import msgspec
 import xxhash
 
-from remotedict.errors import CorruptBlobError, FormatVersionError
+from remotedict.errors import CorruptBlobError, FormatVersionError, RemoteDictError
 from remotedict.pure.keyring import check_flags
+from remotedict.pure.naming import REFERENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from remotedict.pure.keyring import Keyring
     from remotedict.pure.lz4 import Buffer
@@ -40,9 +41,7 @@ class Record(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen
 
 Id = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
-_NAME = r"\d{12,}-[0-9a-f]{32}"
-# No reference can lead out of its folder.
-Reference = Annotated[str, msgspec.Meta(pattern=rf"^([spcl]:{_NAME}|v:[A-Za-z0-9_=-]+/{_NAME})?\Z")]
+Reference = Annotated[str, msgspec.Meta(pattern=rf"^({REFERENCE})?\Z")]
 """What names an immutable blob, see `naming.Layout`; "" is none, or the blob one stands in."""
 
 
@@ -288,6 +287,7 @@ class Checkpoint(Record, frozen=True):
     table: TableRecord
 
 
+_BEFORE_ID = b"\xc4\x10"  # in msgpack, behind a byte that says how many fields there are
 _T = TypeVar("_T", bound=Record)
 _KINDS: dict[type[Record], int] = {
     Index: INDEX,
@@ -324,6 +324,35 @@ def encode(record: Record, data: Sequence[bytes] = (), keyring: Keyring | None =
     body = b"".join(payload)
     fields = (_MAGIC, FORMAT_VERSION, kind, flags, len(body), data_length)
     return _HEADER.pack(*fields, _checksum(fields, body)) + body
+
+
+def dictionary_of(
+    read: Callable[[int, int], bytes], size: int, keyring: Keyring | None
+) -> bytes | None:
+    """Return the id of the dictionary that a blob belongs to; None if it isn't such a frame.
+
+    Parameters
+    ----------
+    read : callable
+        Returns so many bytes of the blob from an offset on.
+    size : int
+        How many it has.
+    keyring : Keyring, optional
+        What opens it: what is signed or encrypted is read as a whole, all else in part.
+    """
+    head = read(0, HEADER_BYTES)
+    if len(head) < HEADER_BYTES or not head.startswith(_MAGIC):
+        return None
+    _, _, kind, flags, _, data_length, _ = _HEADER.unpack(head)
+    if flags:
+        [cls] = [cls for cls, number in _KINDS.items() if number == kind] or [Log]
+        try:
+            record, _ = decode(read(0, size), cls, "", keyring)
+        except RemoteDictError:
+            return None
+        return cast("Log", record).dictionary
+    begin = read(HEADER_BYTES + data_length, 1 + len(_BEFORE_ID) + 16)
+    return begin[-16:] if begin[1:].startswith(_BEFORE_ID) else None
 
 
 def decode(
