@@ -361,7 +361,7 @@ RECORDS = [
     records.LockEntry,
     records.TableRecord,
     records.Column,
-    codec.ValueHeader,
+    codec.About,
 ]
 
 

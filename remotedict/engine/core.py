@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from remotedict.engine.values import Progress
     from remotedict.pure.codec import Encoded, Unpacked
     from remotedict.pure.entry import Entry
+    from remotedict.pure.keyring import Keyring
     from remotedict.pure.naming import Layout
     from remotedict.pure.pieces import Stored
     from remotedict.pure.records import Commit, Set
@@ -64,6 +65,7 @@ class Tuning(NamedTuple):
     cache_dir: str | None
     cache_dir_bytes: int
     retention: float
+    keyring: Keyring | None = None
 
 
 class Engine:
@@ -75,6 +77,7 @@ class Engine:
         self.layout = layout
         self.tuning = tuning
         self.runtime = runtime
+        self.keyring = tuning.keyring
         self.backend = Patient(Counted(backend, meter), runtime, tuning.timeout)
         cache, disk = Cache(tuning.cache_bytes), None
         if tuning.cache_dir is not None:
@@ -88,8 +91,9 @@ class Engine:
             cache=cache,
             meter=meter,
             inline_bytes=tuning.inline_bytes,
+            keyring=tuning.keyring,
         )
-        reader = Reader(blobs, layout, runtime)
+        reader = Reader(blobs, layout, runtime, tuning.keyring)
         self.index = IndexBlob(self.backend, reader, layout, runtime, cache.add)
         self.commits = Commits(self.index, reader, runtime)
         self.committer = Committer(

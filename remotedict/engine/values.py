@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from remotedict.engine.stats import Meter
     from remotedict.pure.codec import Encoded, Unpacked
     from remotedict.pure.entry import Entry
+    from remotedict.pure.keyring import Keyring
     from remotedict.pure.naming import Layout
     from remotedict.pure.pieces import Stored
 
@@ -52,6 +53,7 @@ class Values:
         cache: Cache,
         meter: Meter,
         inline_bytes: int,
+        keyring: Keyring | None = None,
     ) -> None:
         self._backend = backend
         self._layout = layout
@@ -59,6 +61,7 @@ class Values:
         self._blobs = blobs
         self._meter = meter
         self._inline_bytes = inline_bytes
+        self._keyring = keyring
         self.cache = cache
 
     def _at_once(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
@@ -78,6 +81,7 @@ class Values:
             dictionary=dictionary,
             generation=generation,
             run=self._runtime.work,
+            keyring=self._keyring,
         )
         return generation, encoded
 
@@ -310,6 +314,7 @@ class Values:
                     generation=entry.generation,
                     path=path,
                     run=self._at_once,
+                    keyring=self._keyring,
                 )
         except CorruptBlobError:
             self.cache.discard(entry.generation)

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from remotedict.errors import CorruptBlobError, FormatVersionError
+from remotedict.errors import CorruptBlobError
 from remotedict.pure import codec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from remotedict.pure.codec import Map, Sent
+    from remotedict.pure.keyring import Keyring
 
     Buffer = bytes | bytearray | memoryview
 
@@ -34,6 +35,7 @@ def encoded(
     key: str,
     dictionary: bytes,
     run: Map = map,
+    keyring: Keyring | None = None,
 ) -> Iterator[Buffer]:
     """Yield, block by block, what `codec.encode` would return for ``bytes``.
 
@@ -49,11 +51,19 @@ def encoded(
         What they are written for.
     run : callable, optional
         Like ``map``; called to make the blocks.
+    keyring : Keyring, optional
+        What signs and encrypts them.
     """
     head = codec.opening(
-        "bytes", [size], key=key, dictionary=dictionary, generation=sent.generation, library=""
+        "bytes",
+        [size],
+        key=key,
+        dictionary=dictionary,
+        generation=sent.generation,
+        library="",
+        keyring=keyring,
     )
-    return codec.blocks(head, chunks, sent, run)
+    return codec.blocks(head, chunks, sent, run, keyring)
 
 
 def exactly(file: Any, size: int) -> bytes:
@@ -111,6 +121,8 @@ class Chunks:
         What it should have been written for.
     path : str
         The path of its blob, for errors.
+    keyring : Keyring, optional
+        What it must be signed and encrypted by.
 
     Attributes
     ----------
@@ -134,25 +146,32 @@ class Chunks:
     """
 
     def __init__(
-        self, head: Buffer, stored: int, *, dictionary: bytes, generation: bytes, path: str
+        self,
+        head: Buffer,
+        stored: int,
+        *,
+        dictionary: bytes,
+        generation: bytes,
+        path: str,
+        keyring: Keyring | None = None,
     ) -> None:
-        header, self._at = codec.read_header(memoryview(head), dictionary, generation, path)
+        header, self._at = codec.read_header(
+            memoryview(head), dictionary, generation, path, keyring
+        )
+        self._binding = codec.Binding(header.checksum, generation, keyring)
         self.codec = header.codec
         self.size = header.parts[0]
         self.chunk = min(header.chunk, max(self.size, 1))
         self.count = -(-self.size // self.chunk)
-        self._generation = generation
         self._path = path
         self._stored = stored
         self._bounds: np.ndarray[Any, np.dtype[np.int64]] = np.empty(0, np.int64)
-        if self.codec == "pickle":
-            return
         if self.codec != "bytes":
-            raise FormatVersionError(path, f"its codec is {self.codec!r}")
+            return
         # Before anything is read, or memory taken, in proportion to it: is there room for this?
         if (
             len(header.parts) != 1
-            or self.count * (codec.PREFIX_BYTES + 1) > stored
+            or self.count * (codec.PREFIX_BYTES + self._binding.overhead + 1) > stored
             or self.count > _COUNT_MAX
             or self.chunk > _CHUNK_MAX
         ):
@@ -174,9 +193,9 @@ class Chunks:
             lengths, after = codec.read_table(memoryview(tail), self._path)
         else:
             lengths, after = [self._stored - self._at] * self.count, 0
+        least = codec.PREFIX_BYTES + self._binding.overhead
         if len(lengths) != self.count or not all(
-            codec.PREFIX_BYTES < length <= codec.PREFIX_BYTES + self.length(number)
-            for number, length in enumerate(lengths)
+            least < length <= least + self.length(number) for number, length in enumerate(lengths)
         ):
             raise self._damaged()
         self._bounds = np.cumsum(np.array([self._at, *lengths], np.int64))
@@ -210,8 +229,7 @@ class Chunks:
         at, length = self.span(range(number, number + 1))
         at -= self.span(chunks)[0]
         stored = memoryview(data)[at : at + length]
-        salt = codec.seed(self._generation, number)
-        return codec.opened(stored, self.length(number), salt, self._path)
+        return codec.opened(stored, self.length(number), number, self._binding, self._path)
 
 
 class ReadAhead:
