@@ -39,6 +39,8 @@ from remotedict.errors import (
     UnknownOutcomeError,
     UnpicklableValueError,
     UnreadableValueError,
+    UnsafeValueError,
+    ValueTooLargeError,
     VersionConflictError,
 )
 from remotedict.features.events import Event
@@ -93,6 +95,8 @@ __all__ = [
     "UnknownOutcomeError",
     "UnpicklableValueError",
     "UnreadableValueError",
+    "UnsafeValueError",
+    "ValueTooLargeError",
     "VersionConflictError",
     "Watch",
 ]

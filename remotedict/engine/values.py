@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from remotedict.engine.runtime import Runtime
     from remotedict.engine.stats import Meter
     from remotedict.pure.codec import Encoded, Unpacked
+    from remotedict.pure.coding import Codec
     from remotedict.pure.entry import Entry
     from remotedict.pure.keyring import Keyring
     from remotedict.pure.naming import Layout
@@ -53,6 +54,7 @@ class Values:
         cache: Cache,
         meter: Meter,
         inline_bytes: int,
+        codec: Codec,
         keyring: Keyring | None = None,
     ) -> None:
         self._backend = backend
@@ -62,6 +64,7 @@ class Values:
         self._meter = meter
         self._inline_bytes = inline_bytes
         self._keyring = keyring
+        self._codec = codec
         self.cache = cache
 
     def _at_once(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
@@ -77,6 +80,7 @@ class Values:
         generation = self._runtime.uuid()
         encoded = codec.encode(
             value,
+            self._codec,
             key=key,
             dictionary=dictionary,
             generation=generation,
@@ -198,7 +202,10 @@ class Values:
         ------
         BlobNotFound
             The blob is gone: the entry is no longer current, or somebody deleted it.
+        ValueTooLargeError
+            It is larger than this handle may read.
         """
+        self._codec.check_size(key, entry.facts.nbytes, entry.stored)
         data = self.at_hand(entry)
         if data is not None:
             self._meter.add(memory_hits=not isinstance(entry.place, bytes))
@@ -223,7 +230,10 @@ class Values:
         found: dict[str, Stored] = {}
         wanted: list[tuple[Range, str, Entry]] = []
         hits = 0
+        limited = self._codec.max_bytes is not None
         for key, entry in items:
+            if limited:
+                self._codec.check_size(key, entry.facts.nbytes, entry.stored)
             data = self.at_hand(entry)
             if data is not None:
                 found[key] = data
@@ -292,8 +302,11 @@ class Values:
 
     def decode(self, key: str, entry: Entry, data: Stored, dictionary: bytes) -> Any:
         """Return the object. Runs code that the value brings along."""
-        unpacked = type(data) is bytes and codec.intact(data, dictionary, entry.generation)
-        return codec.load(unpacked or self._unpack(key, entry, data, len(data), dictionary), key)
+        unpacked = type(data) is bytes and codec.intact(
+            data, dictionary, entry.generation, entry.facts.nbytes
+        )
+        unpacked = unpacked or self._unpack(key, entry, data, len(data), dictionary)
+        return self._codec.read(unpacked, key)
 
     def _unpack(
         self,
@@ -315,6 +328,7 @@ class Values:
                     path=path,
                     run=self._at_once,
                     keyring=self._keyring,
+                    nbytes=entry.facts.nbytes,
                 )
         except CorruptBlobError:
             self.cache.discard(entry.generation)

@@ -100,7 +100,7 @@ def _read_dtype(reader: Reader, node: Any) -> DType:
     if form == _METADATA:
         base, metadata = fields
         return np.dtype(
-            _read_dtype(reader, base),  # type: ignore[call-overload]
+            _read_dtype(reader, base),
             metadata=checked(reader.value(metadata), dict),
         )
     if form == _LONG:
@@ -166,8 +166,9 @@ def read_array(reader: Reader, dtype: Any, shape: Any, fortran: Any, buffer: Any
     if min(dims, default=0) < 0 or not made.itemsize or size * made.itemsize != data.nbytes:
         msg = "an array's bytes don't fit its shape"
         raise ValueError(msg)
-    order = "F" if checked(fortran, bool) else "C"
-    array: Array = np.ndarray(tuple(dims), made, data if size else None, order=order)  # type: ignore[call-overload]
+    array: Array = np.ndarray(
+        tuple(dims), made, data if size else None, order="F" if checked(fortran, bool) else "C"
+    )
     if made.kind == "b" and size and array.view(np.uint8).max() > 1:
         msg = "an array of bools holds something else"
         raise ValueError(msg)

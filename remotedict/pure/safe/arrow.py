@@ -52,31 +52,46 @@ def _arrow() -> Any:
 
 def _type_node(kind: Any) -> Any:
     """Return the node of a type: its name, or its form and what it is made of."""
-    pa = _arrow()
     name = str(kind)
     if name in _PLAIN:
         return name
-    is_a = pa.types
-    if is_a.is_timestamp(kind):
-        return ["timestamp", kind.unit, kind.tz]
-    if is_a.is_fixed_size_binary(kind):
-        return ["fixed_size_binary", kind.byte_width]
-    if is_a.is_decimal128(kind) or is_a.is_decimal256(kind):
-        return [f"decimal{kind.bit_width}", kind.precision, kind.scale]
-    if is_a.is_dictionary(kind):
-        made = [_type_node(kind.index_type), _type_node(kind.value_type)]
-        return ["dictionary", *made, kind.ordered]
-    if is_a.is_struct(kind):
-        return ["struct", [_field_node(kind.field(n)) for n in range(kind.num_fields)]]
-    if is_a.is_map(kind):
-        return ["map", _field_node(kind.key_field), _field_node(kind.item_field), kind.keys_sorted]
-    if is_a.is_fixed_size_list(kind):
-        return ["fixed_size_list", _field_node(kind.value_field), kind.list_size]
-    if is_a.is_list(kind) or is_a.is_large_list(kind):
-        form = "list" if is_a.is_list(kind) else "large_list"
-        return [form, _field_node(kind.value_field)]
+    for is_a, describe in _DESCRIBED.items():
+        if getattr(_arrow().types, is_a)(kind):
+            return describe(kind)
     msg = f"has an Arrow type that isn't safe: {name:.60}"
     raise RefusedError(msg)
+
+
+_DESCRIBED: dict[str, Callable[[Any], list[Any]]] = {
+    "is_timestamp": lambda kind: ["timestamp", kind.unit, kind.tz],
+    "is_fixed_size_binary": lambda kind: ["fixed_size_binary", kind.byte_width],
+    "is_decimal128": lambda kind: ["decimal128", kind.precision, kind.scale],
+    "is_decimal256": lambda kind: ["decimal256", kind.precision, kind.scale],
+    "is_dictionary": lambda kind: [
+        "dictionary",
+        _type_node(kind.index_type),
+        _type_node(kind.value_type),
+        kind.ordered,
+    ],
+    "is_struct": lambda kind: ["struct", [*map(_field_node, _fields(kind))]],
+    "is_map": lambda kind: [
+        "map",
+        _field_node(kind.key_field),
+        _field_node(kind.item_field),
+        kind.keys_sorted,
+    ],
+    "is_fixed_size_list": lambda kind: [
+        "fixed_size_list",
+        _field_node(kind.value_field),
+        kind.list_size,
+    ],
+    "is_list": lambda kind: ["list", _field_node(kind.value_field)],
+    "is_large_list": lambda kind: ["large_list", _field_node(kind.value_field)],
+}
+
+
+def _fields(kind: Any) -> list[Any]:
+    return [kind.field(n) for n in range(kind.num_fields)]
 
 
 def _field_node(field: Any) -> list[Any]:
@@ -99,7 +114,9 @@ def _read_type(node: Any, depth: int = 0) -> Any:
         match = _PARAMETERS.fullmatch(node)
         if match is None:
             return getattr(pa, _FACTORIES.get(node, node))()
-        return getattr(pa, match[1])() if match[1][:4] == "date" else getattr(pa, match[1])(match[2])
+        return (
+            getattr(pa, match[1])() if match[1][:4] == "date" else getattr(pa, match[1])(match[2])
+        )
     form, *fields = checked(node, list)
     return _FORMS[checked(form, str)](pa, depth + 1, *fields)
 
@@ -213,7 +230,10 @@ def _read_data(reader: Reader, kind: Any, node: Any, depth: int = 0) -> Any:
         words.validate(full=True)
         return pa.DictionaryArray.from_arrays(codes, words, ordered=kind.ordered)
     types = _child_types(pa, kind)
-    if len(checked(children, list)) != len(types) or len(checked(buffers, list)) != kind.num_buffers:
+    if (
+        len(checked(children, list)) != len(types)
+        or len(checked(buffers, list)) != kind.num_buffers
+    ):
         msg = "an array of Arrow has other buffers than its type"
         raise ValueError(msg)
     made = [_read_buffer(reader, buffer) for buffer in buffers]
@@ -232,7 +252,7 @@ def _read_data(reader: Reader, kind: Any, node: Any, depth: int = 0) -> Any:
 def _child_types(pa: Any, kind: Any) -> list[Any]:
     if pa.types.is_map(kind):
         return [pa.struct([kind.key_field, kind.item_field])]
-    return [kind.field(n).type for n in range(kind.num_fields)]
+    return [field.type for field in _fields(kind)]
 
 
 def _read_buffer(reader: Reader, node: Any) -> Any:

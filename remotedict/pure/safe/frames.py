@@ -6,6 +6,7 @@ import datetime as dt
 import importlib
 import re
 import zoneinfo
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -121,7 +122,9 @@ def _intervals(writer: Writer, array: Any) -> list[Any]:
 
 
 def _masked(writer: Writer, array: Any) -> list[Any]:
-    number = next(n for n, cls in enumerate(_MASKED) if type(array) is cls or isinstance(array, cls))
+    number = next(
+        n for n, cls in enumerate(_MASKED) if type(array) is cls or isinstance(array, cls)
+    )
     values, mask = array._data, array._mask  # noqa: SLF001 - what the constructor takes
     return [tags.MASKED, number, array_node(writer, values), array_node(writer, mask)]
 
@@ -178,7 +181,7 @@ def _read_strings(reader: Reader, storage: Any, na: Any, nodes: Any) -> Any:
         msg = f"there is no storage {storage!r:.40} of strings"
         raise ValueError(msg)
     if not checked(na, bool):
-        if storage == "pyarrow" and importlib.util.find_spec("pyarrow") is None:
+        if storage == "pyarrow" and find_spec("pyarrow") is None:
             storage = "python"  # of the type "str" it is a detail
         return pd.array(items, dtype=pd.StringDtype(storage, na_value=np.nan))
     return pd.array(items, dtype=pd.StringDtype(storage))
@@ -233,7 +236,7 @@ def _frame(writer: Writer, frame: pd.DataFrame) -> list[Any]:
     with within(".index"):
         index = writer.node(frame.index)
     blocks = []
-    for block in frame._mgr.blocks:  # type: ignore[attr-defined]  # noqa: SLF001 - so it isn't copied
+    for block in frame._mgr.blocks:  # noqa: SLF001 - so it isn't copied
         places = block.mgr_locs.as_array.tolist()
         if isinstance(block.dtype, np.dtype) and block.dtype != object:
             blocks.append([places, _column(writer, np.asarray(block.values))])
@@ -274,7 +277,7 @@ def _range_index(writer: Writer, index: pd.RangeIndex) -> list[Any]:
         return [tags.RANGE_INDEX, index.start, index.stop, index.step, writer.node(index.name)]
 
 
-def _multi_index(writer: Writer, index: pd.MultiIndex) -> list[Any]:
+def _multi_index(writer: Writer, index: Any) -> list[Any]:
     with within(".names"):
         names = writer.nodes([*index.names])
     levels = []
@@ -287,7 +290,7 @@ def _multi_index(writer: Writer, index: pd.MultiIndex) -> list[Any]:
 
 def _read_frame(
     reader: Reader, columns: Any, index: Any, blocks: Any, attrs: Any, duplicates: Any
-) -> pd.DataFrame:
+) -> Any:
     labels, rows = _read_index(reader, columns), _read_index(reader, index)
     made: list[tuple[list[int], Any]] = []
     for places, node in checked(blocks, list):
@@ -305,13 +308,12 @@ def _read_frame(
     if sorted(n for places, _ in made for n in places) != [*range(len(labels))]:
         msg = "a frame has other columns than it says"
         raise ValueError(msg)
-    frame = _of_blocks(made, rows, labels)
-    return _with_extras(reader, frame, attrs, duplicates)
+    return _with_extras(reader, _of_blocks(made, rows, labels), attrs, duplicates)
 
 
 def _of_blocks(
     blocks: list[tuple[list[int], Any]], rows: pd.Index[Any], labels: pd.Index[Any]
-) -> pd.DataFrame:
+) -> Any:
     try:
         make = importlib.import_module("pandas.api.internals").create_dataframe_from_blocks
     except (ImportError, AttributeError):  # before pandas 3
@@ -330,13 +332,12 @@ def _of_blocks(
         (array.reshape(1, -1) if isinstance(array, pd.arrays.DatetimeArray) else array, places)
         for places, array in blocks
     ]
-    frame = make([(array, np.array(places, np.intp)) for array, places in shaped], rows, labels)
-    return frame  # type: ignore[no-any-return]
+    return make([(array, np.array(places, np.intp)) for array, places in shaped], rows, labels)
 
 
 def _read_series(
     reader: Reader, index: Any, column: Any, name: Any, attrs: Any, duplicates: Any
-) -> pd.Series[Any]:
+) -> Any:
     labels, array = _read_index(reader, index), reader.value(column)
     if not isinstance(array, np.ndarray | pd.api.extensions.ExtensionArray):
         msg = "a series has no column"
@@ -367,17 +368,14 @@ def _make_index(reader: Reader, column: Any, name: Any, frequency: Any) -> pd.In
     return index
 
 
-def _make_range_index(
-    reader: Reader, start: Any, stop: Any, step: Any, name: Any
-) -> pd.RangeIndex:
+def _make_range_index(reader: Reader, start: Any, stop: Any, step: Any, name: Any) -> pd.RangeIndex:
     bounds = range(*(checked(number, int) for number in (start, stop, step)))
     return pd.RangeIndex(bounds, name=reader.value(name))
 
 
-def _make_multi_index(
-    reader: Reader, levels: Any, codes: Any, names: Any, sortorder: Any
-) -> pd.MultiIndex:
-    return pd.MultiIndex(
+def _make_multi_index(reader: Reader, levels: Any, codes: Any, names: Any, sortorder: Any) -> Any:
+    make: Any = pd.MultiIndex
+    return make(
         levels=[_read_index(reader, level) for level in checked(levels, list)],
         codes=[_read_array(reader, one) for one in checked(codes, list)],
         names=reader.values(names),
@@ -397,26 +395,27 @@ def _interval(writer: Writer, value: pd.Interval[Any]) -> list[Any]:
     return [tags.INTERVAL, writer.node(value.left), writer.node(value.right), value.closed]
 
 
-def _period(_: Writer, value: pd.Period) -> list[Any]:
+def _period(_: Writer, value: Any) -> list[Any]:
     return [tags.PERIOD, value.ordinal, str(pd.PeriodDtype(value.freq))]
 
 
-def _unit(unit: Any) -> str:
+def _in_units(make: Any, number: Any, unit: Any) -> Any:
+    """Return so many units of time as what numpy has for it."""
     if not _UNIT.fullmatch(checked(unit, str)):
         msg = f"there is no unit {unit!r:.20}"
         raise ValueError(msg)
-    return unit  # type: ignore[no-any-return]
+    return make(checked(number, int), unit)
 
 
 def _read_timestamp(reader: Reader, number: Any, unit: Any, zone: Any) -> pd.Timestamp:
-    made = pd.Timestamp(np.datetime64(checked(number, int), _unit(unit)))
+    made = pd.Timestamp(_in_units(np.datetime64, number, unit))
     if zone is None:
         return made
     return made.tz_localize("UTC").tz_convert(_read_zone(reader, zone))
 
 
 def _read_delta(_: Reader, number: Any, unit: Any) -> pd.Timedelta:
-    return pd.Timedelta(np.timedelta64(checked(number, int), _unit(unit)))
+    return pd.Timedelta(_in_units(np.timedelta64, number, unit))
 
 
 def _read_period(_: Reader, ordinal: Any, dtype: Any) -> Any:

@@ -85,11 +85,9 @@ def _datetime(writer: Writer, value: dt.datetime) -> list[Any]:
 
 
 def _timezone(_: Writer, value: dt.timezone) -> list[Any]:
-    name = value.tzname(None)
-    offset = value.utcoffset(None)
-    if dt.timezone(offset).tzname(None) == name:
-        name = None
-    return [tags.TIMEZONE, *_delta(offset), name]
+    name, offset = value.tzname(None), value.utcoffset(None)
+    plain = dt.timezone(offset).tzname(None) == name
+    return [tags.TIMEZONE, *_delta(offset), None if plain else name]
 
 
 def _delta(value: dt.timedelta) -> list[int]:
@@ -103,7 +101,11 @@ def _zoneinfo(_: Writer, value: zoneinfo.ZoneInfo) -> list[Any]:
     return [tags.ZONE, value.key]
 
 
-Writer.writers |= {
+def _path(_: Writer, value: pathlib.PurePath) -> list[Any]:
+    return [tags.PATH, type(value).__name__, str(value)]
+
+
+_WRITERS: dict[type, Callable[[Writer, Any], list[Any]]] = {
     list: _sequence(tags.LIST),
     tuple: _sequence(tags.TUPLE),
     dict: _dict,
@@ -126,7 +128,8 @@ Writer.writers |= {
     zoneinfo.ZoneInfo: _zoneinfo,
     decimal.Decimal: lambda _, value: [tags.DECIMAL, str(value)],
     uuid.UUID: lambda _, value: [tags.UUID, value.bytes, value.is_safe.value],
-} | {cls: lambda _, value: [tags.PATH, type(value).__name__, str(value)] for cls in _PATHS.values()}
+}
+Writer.writers |= _WRITERS | dict.fromkeys(_PATHS.values(), _path)
 
 
 # -- reading ------------------------------------------------------------------------------------
@@ -157,15 +160,15 @@ def _read_zone(reader: Reader, node: Any) -> dt.tzinfo | None:
     return zone  # type: ignore[no-any-return]
 
 
-def _clock(fields: Any) -> tuple[list[int], int]:
+def _clock(fields: Any) -> tuple[tuple[int, int, int, int], int]:
     *clock, fold = checked(fields, list)
     hour, minute, second, microsecond = (checked(number, int) for number in clock)
-    return [hour, minute, second, microsecond], checked(fold, int)
+    return (hour, minute, second, microsecond), checked(fold, int)
 
 
 def _read_time(reader: Reader, clock: Any, zone: Any) -> dt.time:
     numbers, fold = _clock(clock)
-    return dt.time(*numbers, _read_zone(reader, zone), fold=fold)
+    return dt.time(*numbers, tzinfo=_read_zone(reader, zone), fold=fold)
 
 
 def _read_datetime(reader: Reader, day: Any, clock: Any, zone: Any) -> dt.datetime:

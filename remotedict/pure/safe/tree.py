@@ -8,13 +8,13 @@ node is the number of the part.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import msgspec
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 DEPTH_MAX = 128
 """How deep containers may be nested in each other."""
@@ -53,10 +53,10 @@ class Writer:
         The large buffers.
     """
 
-    writers: dict[type, Callable[[Writer, Any], list[Any]]] = {}
+    writers: ClassVar[dict[type, Callable[[Writer, Any], list[Any]]]] = {}
     """How each type is written; subclasses are others."""
 
-    others: list[Callable[[type], Callable[[Writer, Any], list[Any]] | None]] = []
+    others: ClassVar[list[Callable[[type], Callable[[Writer, Any], list[Any]] | None]]] = []
     """Asked for what writes a type that isn't in the table."""
 
     def __init__(self, *, careful: bool = False) -> None:
@@ -157,7 +157,9 @@ def type_title(cls: type) -> str:
 def _refuse(writer: Writer, value: Any) -> NoReturn:
     del writer
     cls = type(value)
-    known = next((base for base in cls.__mro__[1:] if base in Writer.writers or base in NATIVE), None)
+    known = next(
+        (base for base in cls.__mro__[1:] if base in Writer.writers or base in NATIVE), None
+    )
     plain = f"; make it a plain {type_title(known)}" if known else ""
     msg = f"is of type {type_title(cls)}, which isn't one of the safe types{plain}"
     raise RefusedError(msg)
@@ -180,7 +182,7 @@ class Reader:
         The large buffers, in memory that the value may keep.
     """
 
-    readers: dict[int, Callable[..., Any]] = {}
+    readers: ClassVar[dict[int, Callable[..., Any]]] = {}
     """How each tag is read: called with the reader and the fields behind the tag."""
 
     def __init__(self, parts: Sequence[memoryview]) -> None:
@@ -210,20 +212,19 @@ class Reader:
 
     def values(self, nodes: Any) -> list[Any]:
         """Return the values of a list of nodes."""
-        nodes = checked(nodes, list)
-        if {*map(type, nodes)} <= _READ_AS_IS:
-            return nodes
-        return [*map(self.value, nodes)]
+        items: list[Any] = checked(nodes, list)
+        return items if {*map(type, items)} <= _READ_AS_IS else [*map(self.value, items)]
 
     def buffer(self, node: Any) -> memoryview:
         """Return a buffer in memory of its own. Each part is taken once, in their order."""
         if type(node) is bytes:
-            return memoryview(np.frombuffer(node, np.uint8).copy()) if node else memoryview(b"")
-        if checked(node, int) != self._taken or node >= len(self._parts):
+            return np.frombuffer(bytearray(node), np.uint8).data
+        number: int = checked(node, int)
+        if number != self._taken or number >= len(self._parts):
             msg = "its buffers aren't those of its tree"
             raise ValueError(msg)
         self._taken += 1
-        return self._parts[node]
+        return self._parts[number]
 
     def end(self) -> None:
         """Raise ValueError if there are buffers that nothing has taken."""
