@@ -40,7 +40,7 @@ class Record(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen
 
 Id = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
-_NAME = r"\d{12,}-[0-9a-f]{32}"
+_NAME = r"[0-9]{12,20}-[0-9a-f]{32}"
 # No reference can lead out of its folder.
 Reference = Annotated[str, msgspec.Meta(pattern=rf"^([spcl]:{_NAME}|v:[A-Za-z0-9_=-]+/{_NAME})?\Z")]
 """What names an immutable blob, see `naming.Layout`; "" is none, or the blob one stands in."""
