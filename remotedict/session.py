@@ -21,6 +21,7 @@ from remotedict.features.locks import Locks
 from remotedict.pure.coding import CODECS
 from remotedict.pure.keyring import Keyring, Secret
 from remotedict.pure.naming import Layout, refuse_secret
+from remotedict.pure.secrecy import quietly
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +86,8 @@ class Options:
         if unknown := [name for name in given if name not in names]:
             msg = f"there is no option {unknown[0]}=; the options are {', '.join(names)}"
             raise TypeError(msg)
-        return cls(**given)
+        keys = {name: quietly(_secrets, given.get(name), name) for name in _KEYS}
+        return cls(**given | keys)
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
