@@ -25,11 +25,12 @@ from remotedict import errors
 from remotedict.engine.committer import UploadExpired
 from remotedict.features import files
 from remotedict.pure import codec, stream
+from remotedict.pure.chunks import PREFIX_BYTES, closing
 from remotedict.pure.coding import Codec
 
 MIB = 1024 * 1024
 SIZES = [0, 1, MIB - 1, MIB, MIB + 1, 5 * MIB + 3]
-FULL = MIB + codec.PREFIX_BYTES  # a chunk that LZ4 can't shrink, as stored
+FULL = MIB + PREFIX_BYTES  # a chunk that LZ4 can't shrink, as stored
 PICKLE = Codec("pickle")
 MINE = {"key": "k", "dictionary": b"d" * 16, "generation": b"g" * 16}
 RNG = random.Random(7)
@@ -462,7 +463,7 @@ def test_a_header_that_lies_is_refused(monkeypatch, parts, chunk):
         [FULL] * 2,
         [FULL] * 4,
         [FULL + 1, FULL - 1, FULL],
-        [FULL, FULL, codec.PREFIX_BYTES],
+        [FULL, FULL, PREFIX_BYTES],
         [FULL, -5, FULL],
         [2**64 - 1, FULL, FULL],
         [MIB, MIB, MIB],
@@ -471,7 +472,7 @@ def test_a_header_that_lies_is_refused(monkeypatch, parts, chunk):
 def test_a_table_that_lies_is_refused(lengths):
     data = content("noise", 3 * MIB)
     whole = codec.encode(data, PICKLE, **MINE).join()
-    table = codec.closing([*lengths, *[1] * (2 - len(lengths))]) if lengths else b""
+    table = closing([*lengths, *[1] * (2 - len(lengths))]) if lengths else b""
     lying = whole[: stored_chunks(whole)[-1]] + table
     chunks = stream.Chunks(
         lying[: stream.HEAD_BYTES],

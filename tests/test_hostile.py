@@ -13,7 +13,7 @@ import pytest
 
 from remotedict import LocalDictionary, MemoryDictionary, errors
 from remotedict.backend import NOT_MODIFIED
-from remotedict.pure import codec, naming, records
+from remotedict.pure import chunks, codec, naming, records
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,10 +131,10 @@ def bomb(claims: int, body: bytes, chunk: int = (1 << 32) - 1, kind: int = 0) ->
     """Return a value, right in all its checksums, that claims to hold so many bytes."""
     about = msgspec.msgpack.encode(codec.About("k", "3", "", []))
     fields = (len(about), chunk, *MINE.values(), claims)
-    unchecked = codec._START.pack(codec._MAGIC, 1, kind, 0, 0, *fields) + about
+    unchecked = codec._START.pack(chunks.MAGIC, 1, kind, 0, 0, *fields) + about
     checksum = codec.digest(unchecked[codec._CHECKED :])
-    head = codec._START.pack(codec._MAGIC, 1, kind, 0, checksum, *fields) + about
-    return head + codec._CHUNK.pack(codec.digest(body, checksum), len(body)) + body
+    head = codec._START.pack(chunks.MAGIC, 1, kind, 0, checksum, *fields) + about
+    return head + chunks.HEADER.pack(codec.digest(body, checksum), len(body)) + body
 
 
 ZEROS = lz4.block.compress(bytes(100 * MIB), store_size=False)
@@ -168,6 +168,12 @@ def test_a_claim_takes_no_more_memory_than_could_be_true(
     assert peak < 3 * 255 * len(body) + MIB
 
 
+def test_a_claim_of_more_than_two_gigabytes_is_looked_at_closer() -> None:
+    claims = (1 << 31) + 5
+    blob = bomb(claims, bytes(claims // 255 + 1))
+    assert codec.intact(blob, *MINE.values(), claims) is None
+
+
 def test_a_value_holds_what_the_index_says(tmp_path: Path) -> None:
     """An honest bomb of 400 KB: 100 MiB of zeros, which the index says are a few bytes."""
     blob = bomb(100 * MIB, ZEROS)
@@ -180,7 +186,7 @@ def test_a_value_holds_what_the_index_says(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 2 * MIB
     finally:
         tracemalloc.stop()
-    assert codec.unpack(blob, len(blob), **MINE, path="p").parts == [bytes(100 * MIB)]
+    assert codec.unpack(blob, len(blob), **MINE, path="p")[1] == [bytes(100 * MIB)]
 
 
 def test_metadata_of_another_form_are_an_error(tmp_path: Path) -> None:

@@ -300,8 +300,8 @@ class Engine:
                 raw = self.runtime.call(future.result)
             except _Gone as gone:
                 raise SnapshotExpiredError(gone.key) from None
-            for key, entry in window:
-                yield key, self._decoded(key, entry, raw.pop(key), known)
+            assert known.index is not None  # noqa: S101 - it has entries
+            yield from self.values.decode_all(window, raw, known.index.dictionary)
 
     def _begin(
         self, windows: Iterator[list[tuple[str, Entry]]]
@@ -526,15 +526,13 @@ def _windows(keys: Iterator[str], state: State) -> Iterator[list[tuple[str, Entr
     window: list[tuple[str, Entry]] = []
     size, requests, count = 0, 0, min(_WINDOW_REQUESTS, _WINDOW_ITEMS)
     while block := list(islice(keys, count)):
-        for key, entry in entries(state, block):
-            own = type(entry.place) is int
-            full = size + entry.stored > _WINDOW_BYTES or requests + own > _WINDOW_REQUESTS
-            if window and full:
+        for item in entries(state, block):
+            stored, own = item[1].stored, type(item[1].place) is int
+            size, requests = size + stored, requests + own
+            if window and (size > _WINDOW_BYTES or requests > _WINDOW_REQUESTS):
                 yield window
-                window, size, requests = [], 0, 0
-            window.append((key, entry))
-            size += entry.stored
-            requests += own
+                window, size, requests = [], stored, own
+            window.append(item)
         yield window
         window, size, requests = [], 0, 0
         count = min(2 * count, _WINDOW_ITEMS)

@@ -332,7 +332,7 @@ class Readable(Mapping[str, Any]):
     def _stream(self, reverse: bool) -> Iterator[tuple[str, Any]]:
         """Yield all pairs; if their state has gone by before the first, those of a newer one."""
 
-        def begun() -> tuple[Iterator[tuple[str, Any]], tuple[str, Any] | None]:
+        def begun() -> tuple[_Lazy, tuple[str, Any] | None]:
             pairs = _Lazy(self, reverse=reverse, take=self._pairs)
             return pairs, next(pairs, None)
 
@@ -341,7 +341,7 @@ class Readable(Mapping[str, Any]):
             return
         yield first
         try:
-            yield from pairs
+            yield from pairs.rest()
         except SnapshotExpiredError:
             self._renew()  # so that it can be begun anew
             raise
@@ -371,8 +371,12 @@ class _Lazy(Iterator[Any]):
         self._items: Iterator[Any] | None = None
 
     def __next__(self) -> Any:
+        return next(self.rest())
+
+    def rest(self) -> Iterator[Any]:
+        """Return what iterates over what is left, without a detour."""
         if self._items is None:
             known = self._mapping._known(self._ticket)  # noqa: SLF001
             keys = reversed(known.state) if self._reverse else iter(known.state)
             self._items = self._take(keys, known)
-        return next(self._items)
+        return self._items

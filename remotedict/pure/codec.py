@@ -27,6 +27,18 @@ from remotedict.errors import (
     UnpicklableValueError,
 )
 from remotedict.pure import lz4
+from remotedict.pure.chunks import (
+    HEADER,
+    INSTANT_BYTES,
+    MAGIC,
+    PREFIX_BYTES,
+    Binding,
+    closing,
+    opened,
+    pack,
+    small,
+    unpack_into,
+)
 from remotedict.pure.facts import facts, library
 from remotedict.pure.keyring import check_flags
 from remotedict.pure.records import FORMAT_VERSION, Count, Record
@@ -44,26 +56,23 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1024 * 1024
 """How many bytes of a value are compressed, checked and read as one."""
 
-_MAGIC = b"RDvl"
 # Magic, format version, codec, flags; checksum of the rest and of what follows up to the first
 # chunk; length of that, size of a chunk, dictionary, generation, size of the first part.
 _START = struct.Struct("<4sHBBQII16s16sQ")
 _CHECKED = 16  # from here on
-_CHUNK = struct.Struct("<QI")  # checksum, stored size
+_USUALLY, _REST = struct.Struct("<4sHBB"), struct.Struct("<QII16s16sQ")
 _BUFFERS = (bytes, bytearray, memoryview)
-_END = struct.Struct("<IQ4s")  # table length, its checksum, magic
-PREFIX_BYTES = _CHUNK.size
 START_BYTES = _START.size
 
 _BLOCK_CHUNKS = 8  # chunks that are made, and travel, as one
 _MORE = 128  # a flag, beside those of keyrings: the value has more than one part
 _CODECS = ("bytes", "pickle", "safe")
-_INSTANT = 64 * 1024  # fewer bytes are copied sooner than the GIL is let go
-_LZ4_MIN = 64  # fewer bytes LZ4 can hardly shrink
-_SAMPLE, _SAMPLES = 4096, 8  # of a chunk, to see whether LZ4 is worth a try
 _HEADER_MAX = 16 * 1024 * 1024
 PYTHON = python_version()
 
+_USUAL = {
+    _USUALLY.pack(MAGIC, FORMAT_VERSION, kind, 0): codec for kind, codec in enumerate(_CODECS)
+}
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -102,7 +111,6 @@ class ValueHeader(NamedTuple):
 
 
 _about_decoder = msgspec.msgpack.Decoder(About)
-_table_decoder = msgspec.msgpack.Decoder(list[int])
 _encode = msgspec.msgpack.encode
 
 
@@ -199,8 +207,8 @@ def encode(
         library=library(value),
         keyring=keyring,
     )
-    if len(parts) == 1 and 0 < sizes[0] <= min(_INSTANT, CHUNK_BYTES):
-        whole = head + _chunk(parts[0], Binding.of(head, keyring))
+    if len(parts) == 1 and 0 < sizes[0] <= min(INSTANT_BYTES, CHUNK_BYTES):
+        whole = head + small(parts[0], _binding(head, keyring))
         return Encoded(facts(value, sizes[0]), lambda: iter([memoryview(whole)]), whole)
     several, sent = sum(sizes) > _BLOCK_CHUNKS * CHUNK_BYTES, Sent(key, generation)
 
@@ -230,19 +238,11 @@ def opening(
     kind = _CODECS.index(codec)
     fields = (length, CHUNK_BYTES, dictionary, generation, parts[0])
     if keyring:
-        context = _START.pack(_MAGIC, FORMAT_VERSION, kind, flags, 0, *fields)
+        context = _START.pack(MAGIC, FORMAT_VERSION, kind, flags, 0, *fields)
         about = keyring.close(about, context)
-    unchecked = _START.pack(_MAGIC, FORMAT_VERSION, kind, flags, 0, *fields) + about
+    unchecked = _START.pack(MAGIC, FORMAT_VERSION, kind, flags, 0, *fields) + about
     checksum = digest(unchecked[_CHECKED:])
-    return _START.pack(_MAGIC, FORMAT_VERSION, kind, flags, checksum, *fields) + about
-
-
-def closing(lengths: list[int]) -> bytes:
-    """Return what stands behind chunks that take so many bytes each: table and end, if any."""
-    if len(lengths) < 2:
-        return b""
-    table = _encode(lengths)
-    return table + _END.pack(len(table), digest(table), _MAGIC)
+    return _START.pack(MAGIC, FORMAT_VERSION, kind, flags, checksum, *fields) + about
 
 
 class Sent:
@@ -263,55 +263,6 @@ class Sent:
         elif self._checksums[number] != checksum:
             reason = "it changed while it was uploaded, and had to be sent again"
             raise UnpicklableValueError(self._key, reason)
-
-
-class Binding:
-    """What ties chunks to their value, and to their place in it.
-
-    Parameters
-    ----------
-    checksum : int
-        That of the header.
-    generation : bytes
-        The value's.
-    keyring : Keyring or None
-        What closes and opens them.
-    """
-
-    __slots__ = ("_checksum", "_generation", "_keyring", "overhead")
-
-    def __init__(self, checksum: int, generation: bytes, keyring: Keyring | None) -> None:
-        self._checksum = checksum
-        self._generation = generation
-        self._keyring = keyring
-        self.overhead = keyring.overhead if keyring else 0
-
-    @classmethod
-    def of(cls, head: Buffer, keyring: Keyring | None) -> Binding:
-        """Return that of a value which begins so."""
-        *_, checksum, _length, _chunk, _dictionary, generation, _size = _START.unpack_from(head)
-        return cls(checksum, generation, keyring)
-
-    def digest(self, number: int, body: Buffer) -> int:
-        """Return the checksum of a chunk as stored."""
-        return digest(body, (self._checksum + number) % (1 << 64))
-
-    def close(self, number: int, body: Buffer) -> Buffer:
-        """Return what is to be stored of a chunk."""
-        if self._keyring is None:
-            return body
-        return self._keyring.close(body, self._context(number))
-
-    def open(self, number: int, body: Buffer, checksum: int, path: str) -> Buffer:
-        """Return what was closed, once its checksum, and its signature if any, prove right."""
-        if self.digest(number, body) != checksum:
-            raise CorruptBlobError(path, "a chunk of a value fails its checksum")
-        if self._keyring is None:
-            return body
-        return self._keyring.open(body, self._context(number), path)
-
-    def _context(self, number: int) -> bytes:
-        return b"chunk" + self._generation + number.to_bytes(8, "little")
 
 
 def blocks(
@@ -337,7 +288,7 @@ def blocks(
         What signs and encrypts them.
     """
     lengths: list[int] = []
-    make = partial(_block, Binding.of(head, keyring))
+    make = partial(_block, _binding(head, keyring))
     for block, made in run(make, _batches(head, iter(chunks))):
         for checksum, stored in made:
             sent.check(len(lengths), checksum)
@@ -345,6 +296,12 @@ def blocks(
         yield block
     if end := closing(lengths):
         yield memoryview(end)
+
+
+def _binding(head: bytes, keyring: Keyring | None) -> Binding:
+    """Return that of a value which begins so."""
+    _, _, _, _, checksum, _, _, _, generation, _ = _START.unpack_from(head)
+    return Binding(checksum, generation, keyring)
 
 
 def _batches(head: bytes, chunks: Iterator[Buffer]) -> Iterator[tuple[bytes, int, list[Buffer]]]:
@@ -364,78 +321,32 @@ def _block(
     at = len(head)
     size = at + sum(map(len, chunks)) + (PREFIX_BYTES + binding.overhead) * len(chunks)
     # A bytearray would be zeroed first; but it is made sooner.
-    out = memoryview(bytearray(size)) if size < _INSTANT else np.empty(size, np.uint8).data
+    out = memoryview(bytearray(size)) if size < INSTANT_BYTES else np.empty(size, np.uint8).data
     out[:at] = head
     made = []
     for chunk in chunks:
         start = at + PREFIX_BYTES
-        stored = _pack(chunk, out[start : start + len(chunk)])
+        stored = pack(chunk, out[start : start + len(chunk)])
         if binding.overhead:
             closed = binding.close(number, out[start : start + stored])
             stored = len(closed)
             out[start : start + stored] = closed
         checksum = binding.digest(number, out[start : start + stored])
-        _CHUNK.pack_into(out, at, checksum, stored)
+        HEADER.pack_into(out, at, checksum, stored)
         made.append((checksum, stored))
         at = start + stored
         number += 1
     return out[:at], made
 
 
-def _pack(chunk: Buffer, out: memoryview) -> int:
-    """Write a chunk as an LZ4 block, or as it is if that gains little; return its size."""
-    size = len(chunk)
-    if size >= _LZ4_MIN and _shrinks(chunk):
-        stored = lz4.deflate_into(chunk, out[: size - size // 16])
-        if stored:
-            return stored
-    _copy(chunk, out)
-    return size
-
-
-def _chunk(data: Buffer, binding: Binding) -> bytes:
-    """Return the only chunk of a small value, with what stands before it."""
-    size = len(data)
-    body = data
-    if size >= _LZ4_MIN:
-        packed = lz4.deflate(data)
-        if len(packed) <= size - size // 16:
-            body = packed
-    body = binding.close(0, body)
-    return _CHUNK.pack(binding.digest(0, body), len(body)) + body
-
-
-def _shrinks(chunk: Buffer) -> bool:
-    """Tell whether LZ4 gains something on a chunk, or, if it is large, on a few samples of it."""
-    step = len(chunk) // _SAMPLES
-    if step < 4 * _SAMPLE:
-        return True
-    view, scratch = memoryview(chunk), bytearray(_SAMPLE + _SAMPLE // 16)
-    return any(
-        lz4.deflate_into(view[at : at + _SAMPLE], scratch) < _SAMPLE - _SAMPLE // 16
-        for at in range(step // 2, len(chunk), step)
-    )
-
-
-def _copy(source: Buffer, target: memoryview) -> None:
-    if len(source) < _INSTANT:
-        target[:] = source
-    else:  # without the GIL
-        np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
-
-
 # -- reading ------------------------------------------------------------------------------------
 
 
-class Unpacked(NamedTuple):
-    """A value's parts, checked and unpacked, in memory that nobody else has.
+Unpacked = tuple[str, list[Any], "About | bytes"]
+"""A value's codec and its parts, checked and unpacked, in memory that nobody else has.
 
-    `about` is what the value says of itself, encoded.
-    """
-
-    codec: str
-    parts: list[Any]
-    about: Buffer
+And what it says of itself, or the bytes that begin with that.
+"""
 
 
 def decode(
@@ -467,32 +378,28 @@ def intact(data: bytes, dictionary: bytes, generation: bytes, nbytes: int) -> Un
 
     To look at many small values part by part costs more than the values.
     """
-    try:
-        magic, version, kind, flags, checksum, length, chunk, whose, which, size = (
-            _START.unpack_from(data)
-        )
-        at = START_BYTES + length
-        crc, stored = _CHUNK.unpack_from(data, at)
-        body = data[at + PREFIX_BYTES :]
-        if (
-            magic != _MAGIC
-            or version != FORMAT_VERSION
-            or flags
-            or digest(data[_CHECKED:at]) != checksum
-            or whose != dictionary
-            or which != generation
-            or not 0 < size <= chunk
-            or size != nbytes
-            or len(body) != stored
-            or digest(body, checksum) != crc
-        ):
-            return None
-        codec = _CODECS[kind]
-        if stored != size:
-            body = lz4.inflate_small(body, size)
-    except (struct.error, IndexError, ValueError):
+    codec = _USUAL.get(data[: _USUALLY.size])
+    if codec is None or len(data) < START_BYTES:
         return None
-    return Unpacked(codec, [body], data[START_BYTES:at])
+    checksum, length, chunk, whose, which, size = _REST.unpack_from(data, _USUALLY.size)
+    at = START_BYTES + length
+    body = data[at + PREFIX_BYTES :]
+    if (
+        which != generation
+        or whose != dictionary
+        or not body
+        or digest(data[_CHECKED:at]) != checksum
+        or HEADER.unpack_from(data, at) != (digest(body, checksum), len(body))
+        or not 0 < size <= chunk
+        or size != nbytes
+    ):
+        return None
+    if len(body) != size:
+        try:
+            body = lz4.inflate_small(body, size)
+        except ValueError:
+            return None
+    return codec, [body], data
 
 
 def unpack(
@@ -541,7 +448,7 @@ def unpack(
         view = memoryview(b"".join([view, piece]))
     header, at = read_header(view, dictionary, generation, path, keyring)
     binding = Binding(header.checksum, generation, keyring)
-    codec, sizes, about = header.codec, header.parts, _encode(header.about)
+    codec, sizes, about = header.codec, header.parts, header.about
     size = sum(sizes)
     if size > lz4.possible(length):  # before any memory is taken
         raise CorruptBlobError(path, "a value claims to hold more than it can")
@@ -549,16 +456,16 @@ def unpack(
         raise CorruptBlobError(path, "a value claims to hold more than the index says")
     if len(sizes) == 1 and 0 < size <= header.chunk and len(view) == length:
         data = opened(view[at:], size, 0, binding, path)
-        return Unpacked(codec, [bytes(data) if codec == "bytes" else data], about)
+        return codec, [bytes(data) if codec == "bytes" else data], about
     source = Source(view, at, more, path)
     if codec == "bytes":
         whole = io.BytesIO(bytes(size))  # to be filled, and then given away without a copy
         with whole.getbuffer() as memory:
             _fill([memory], source, header.chunk, binding, run)
-        return Unpacked(codec, [whole.getvalue()], about)
+        return codec, [whole.getvalue()], about
     parts = [np.empty(part, np.uint8).data for part in sizes]
-    _fill(parts, source, header.chunk, binding, map if size < _INSTANT else run)
-    return Unpacked(codec, parts, about)
+    _fill(parts, source, header.chunk, binding, map if size < INSTANT_BYTES else run)
+    return codec, parts, about
 
 
 class Source:
@@ -603,7 +510,7 @@ class Source:
 
     def chunk(self, size: int) -> tuple[int, memoryview]:
         """Return the checksum and the stored bytes of a chunk that holds so many."""
-        checksum, stored = _CHUNK.unpack(self.take(PREFIX_BYTES))
+        checksum, stored = HEADER.unpack(self.take(PREFIX_BYTES))
         if stored > size:
             raise CorruptBlobError(self.path, "a chunk of a value is too large")
         return checksum, self.take(stored)
@@ -648,7 +555,7 @@ def any_header(
         raise CorruptBlobError(path, f"a value of {len(view)} bytes is too short")
     magic, version, kind, flags, checksum, *fields = _START.unpack_from(view)
     length, chunk, dictionary, generation, size = fields
-    if magic != _MAGIC:
+    if magic != MAGIC:
         raise CorruptBlobError(path, f"a value begins with {magic!r}")
     if version > FORMAT_VERSION:
         raise FormatVersionError(path, f"a value has format version {version}")
@@ -687,51 +594,9 @@ def _fill(parts: list[memoryview], source: Source, size: int, binding: Binding, 
                 yield out, body, checksum, len(lengths)
                 lengths.append(PREFIX_BYTES + len(body))
 
-    for _ in run(partial(_unpack, source.path, binding), chunks()):
+    for _ in run(partial(unpack_into, source.path, binding), chunks()):
         pass
     end = closing(lengths)
     if source.take(len(end)) != end:
         raise CorruptBlobError(source.path, "a value's table isn't that of its chunks")
     source.end()
-
-
-def _unpack(path: str, binding: Binding, chunk: tuple[memoryview, memoryview, int, int]) -> None:
-    out, closed, checksum, number = chunk
-    body = binding.open(number, closed, checksum, path)
-    if len(body) == len(out):
-        _copy(body, out)
-        return
-    try:
-        lz4.inflate_into(body, out)
-    except ValueError as exc:
-        raise CorruptBlobError(path, f"a chunk of a value: {exc}") from exc
-
-
-def opened(stored: memoryview, size: int, number: int, binding: Binding, path: str) -> Buffer:
-    """Return what one chunk holds: its own bytes, if they are stored so, or what is in them."""
-    if len(stored) < PREFIX_BYTES:
-        raise CorruptBlobError(path, "a value ends before its last chunk")
-    checksum, length = _CHUNK.unpack_from(stored)
-    if len(stored) != PREFIX_BYTES + length or length > size + binding.overhead:
-        raise CorruptBlobError(path, "a chunk of a value has the wrong size")
-    body = binding.open(number, stored[PREFIX_BYTES:], checksum, path)
-    if len(body) == size:
-        return body
-    try:
-        return lz4.inflate(body, size)
-    except ValueError as exc:
-        raise CorruptBlobError(path, f"a chunk of a value: {exc}") from exc
-
-
-def read_table(tail: memoryview, path: str) -> tuple[list[int], int]:
-    """Return how many bytes each chunk takes, and table and end of a value that ends so."""
-    at = len(tail) - _END.size
-    length, checksum, magic = _END.unpack_from(tail, at) if at >= 0 else (1, 0, b"")
-    table = tail[at - length : at] if length <= at else tail[:0]
-    if (len(table), magic, digest(table)) != (length, _MAGIC, checksum):
-        raise CorruptBlobError(path, "a value's table fails its checksum")
-    try:
-        lengths = _table_decoder.decode(table)
-    except msgspec.DecodeError as exc:
-        raise CorruptBlobError(path, f"a value's table can't be decoded: {exc}") from exc
-    return lengths, length + _END.size

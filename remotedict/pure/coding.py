@@ -5,10 +5,9 @@ from __future__ import annotations
 import pickle
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from remotedict.errors import UnreadableValueError, UnsafeValueError, ValueTooLargeError
 from remotedict.pure import safe
+from remotedict.pure.codec import About, any_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,9 +72,10 @@ class Codec:
         UnsafeValueError
             It is pickled, and this is "safe".
         """
-        if unpacked.codec == "bytes":
-            return unpacked.parts[0]
-        if unpacked.codec == "pickle" and self.name != "pickle":
+        codec, parts, about = unpacked
+        if codec == "bytes":
+            return parts[0]
+        if codec == "pickle" and self.name != "pickle":
             msg = (
                 f"the value of key {key!r} is pickled, and to read it could run code of whoever "
                 "wrote it; nothing was run. If you trust all who can write to this dictionary, "
@@ -83,11 +83,14 @@ class Codec:
             )
             raise UnsafeValueError(key, msg)
         try:
-            if unpacked.codec == "pickle":
-                return pickle.loads(unpacked.parts[0], buffers=unpacked.parts[1:])
-            return safe.read(unpacked.parts)
+            if codec == "pickle":
+                return pickle.loads(parts[0], buffers=parts[1:])
+            return safe.read(parts)
         except Exception as exc:
-            raise _unreadable(unpacked, key, exc) from exc
+            by = about if isinstance(about, About) else any_header(memoryview(about), "")[0].about
+            written = f"Python {by.python}" + (f" and {by.library}" if by.library else "")
+            reason = f"{type(exc).__name__}: {exc} (it was written with {written})"
+            raise UnreadableValueError(key, reason) from exc
 
     def check_size(self, key: str, nbytes: int, stored: int = 0) -> None:
         """Raise ValueTooLargeError if a value takes, or claims to take, more than is allowed.
@@ -118,9 +121,3 @@ def _safe_parts(value: Any, key: str) -> list[memoryview]:
             f"{type(exc).__name__}: {exc}"
         )
         raise UnsafeValueError(key, msg) from exc
-
-
-def _unreadable(unpacked: Unpacked, key: str, exc: Exception) -> UnreadableValueError:
-    _, python, library, _ = msgspec.msgpack.decode(unpacked.about)
-    by = f"Python {python}" + (f" and {library}" if library else "")
-    return UnreadableValueError(key, f"{type(exc).__name__}: {exc} (it was written with {by})")

@@ -9,6 +9,7 @@ import numpy as np
 
 from remotedict.errors import CorruptBlobError
 from remotedict.pure import codec
+from remotedict.pure.chunks import PREFIX_BYTES, Binding, opened, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -158,7 +159,7 @@ class Chunks:
         header, self._at = codec.read_header(
             memoryview(head), dictionary, generation, path, keyring
         )
-        self._binding = codec.Binding(header.checksum, generation, keyring)
+        self._binding = Binding(header.checksum, generation, keyring)
         self.codec = header.codec
         self.size = header.parts[0]
         self.chunk = min(header.chunk, max(self.size, 1))
@@ -171,7 +172,7 @@ class Chunks:
         # Before anything is read, or memory taken, in proportion to it: is there room for this?
         if (
             len(header.parts) != 1
-            or self.count * (codec.PREFIX_BYTES + self._binding.overhead + 1) > stored
+            or self.count * (PREFIX_BYTES + self._binding.overhead + 1) > stored
             or self.count > _COUNT_MAX
             or self.chunk > _CHUNK_MAX
         ):
@@ -190,10 +191,10 @@ class Chunks:
             The table is damaged, or isn't that of such a value.
         """
         if self.tail:
-            lengths, after = codec.read_table(memoryview(tail), self._path)
+            lengths, after = read_table(memoryview(tail), self._path)
         else:
             lengths, after = [self._stored - self._at] * self.count, 0
-        least = codec.PREFIX_BYTES + self._binding.overhead
+        least = PREFIX_BYTES + self._binding.overhead
         if len(lengths) != self.count or not all(
             least < length <= least + self.length(number) for number, length in enumerate(lengths)
         ):
@@ -229,7 +230,7 @@ class Chunks:
         at, length = self.span(range(number, number + 1))
         at -= self.span(chunks)[0]
         stored = memoryview(data)[at : at + length]
-        return codec.opened(stored, self.length(number), number, self._binding, self._path)
+        return opened(stored, self.length(number), number, self._binding, self._path)
 
 
 class ReadAhead:
