@@ -142,6 +142,14 @@ LIES = {
         ["dictionary", "int8", "int64", False],
         [1, [], [[1, [None, b"\x05"], []], [1, [None, bytes(8)], []]]],
     ],
+    "map without keys": [
+        ["map", ["key", "int8", False, None], ["value", "int8", True, None], False],
+        [
+            1,
+            [None, bytes([0, 0, 0, 0, 1, 0, 0, 0])],
+            [[1, [None], [[1, [b"\0", b"a"], []], [1, [None, b"a"], []]]]],
+        ],
+    ],
     "unknown type": ["os.system", [0, [None, b""], []]],
     "unknown form": [["union", []], [0, [], []]],
     "unit": [["timestamp", "days", None], [0, [None, b""], []]],

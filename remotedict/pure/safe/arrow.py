@@ -241,6 +241,9 @@ def _read_data(reader: Reader, kind: Any, node: Any, depth: int = 0) -> Any:
         _read_data(reader, one, child, depth + 1)
         for one, child in zip(types, children, strict=True)
     ]
+    if pa.types.is_map(kind) and (below[0].null_count or below[0].field(0).null_count):
+        msg = "a map of Arrow lacks keys"  # which would end the process
+        raise ValueError(msg)
     if not types and kind != pa.null() and made[-1] is None and length:
         msg = "an array of Arrow has no data"
         raise ValueError(msg)
