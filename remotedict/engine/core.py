@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from remotedict.backend import BlobNotFound
@@ -289,9 +288,9 @@ class Engine:
             raise SnapshotExpiredError(key) from None
         return self.codec.read(unpacked, key)
 
-    def stream(self, keys: Iterator[str], known: Known) -> Iterator[tuple[str, Any]]:
+    def stream(self, items: Iterator[tuple[str, Entry]], known: Known) -> Iterator[tuple[str, Any]]:
         """Yield keys with their values as of `known`, fetched ahead within a window."""
-        windows = _windows(keys, known.state)
+        windows = _windows(items)
         ahead = self._begin(windows)
         while ahead:
             (window, future), ahead = ahead, self._begin(windows)
@@ -521,18 +520,17 @@ def entries(state: State, keys: Sequence[str]) -> list[tuple[str, Entry]]:
     return cast("list[tuple[str, Entry]]", found)
 
 
-def _windows(keys: Iterator[str], state: State) -> Iterator[list[tuple[str, Entry]]]:
+def _windows(items: Iterator[tuple[str, Entry]]) -> Iterator[list[tuple[str, Entry]]]:
     """Yield keys with their entries: few at first, so that the first value is there soon."""
     window: list[tuple[str, Entry]] = []
     size, requests, count = 0, 0, min(_WINDOW_REQUESTS, _WINDOW_ITEMS)
-    while block := list(islice(keys, count)):
-        for item in entries(state, block):
-            stored, own = item[1].stored, type(item[1].place) is int
-            size, requests = size + stored, requests + own
-            if window and (size > _WINDOW_BYTES or requests > _WINDOW_REQUESTS):
-                yield window
-                window, size, requests = [], stored, own
-            window.append(item)
+    for item in items:
+        stored, own = item[1].stored, type(item[1].place) is int
+        size, requests = size + stored, requests + own
+        if window and (size > _WINDOW_BYTES or requests > _WINDOW_REQUESTS or len(window) == count):
+            yield window
+            window, size, requests = [], stored, own
+            count = min(2 * count, _WINDOW_ITEMS)
+        window.append(item)
+    if window:
         yield window
-        window, size, requests = [], 0, 0
-        count = min(2 * count, _WINDOW_ITEMS)

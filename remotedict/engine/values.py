@@ -67,6 +67,8 @@ class Values:
         self._inline_bytes = inline_bytes
         self._keyring = keyring
         self._codec = codec
+        # It knows no signatures: nothing that must have one may go that way.
+        self._intact = codec.intact if keyring is None else lambda *_: None
         self.cache = cache
 
     def _at_once(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
@@ -238,7 +240,9 @@ class Values:
         kept = self.cache.get_all([entry.generation for _, entry in items])
         for (key, entry), data in zip(items, kept, strict=True):
             place = entry.place
-            if type(place) is bytes:
+            if type(place) is Range and data is None:
+                wanted.append((place.blob, place.offset, place.length, key, entry))
+            elif type(place) is bytes:
                 found[key] = place
             elif data is not None:
                 found[key] = data
@@ -298,7 +302,7 @@ class Values:
 
     def decode(self, key: str, entry: Entry, data: Stored, dictionary: bytes) -> Any:
         """Return the object. Runs code that the value brings along."""
-        unpacked = type(data) is bytes and codec.intact(
+        unpacked = type(data) is bytes and self._intact(
             data, dictionary, entry.generation, entry.facts.nbytes
         )
         unpacked = unpacked or self._unpack(key, entry, data, len(data), dictionary)
@@ -308,7 +312,7 @@ class Values:
         self, items: Iterable[tuple[str, Entry]], found: dict[str, Stored], dictionary: bytes
     ) -> Iterator[tuple[str, Any]]:
         """Yield the objects, and take their bytes out of what was found."""
-        read, intact = self._codec.read, codec.intact
+        read, intact = self._codec.read, self._intact
         for key, entry in items:
             data = found.pop(key)
             unpacked = type(data) is bytes and intact(
@@ -347,7 +351,7 @@ class Values:
 
 
 def _wanted(key: str, entry: Entry) -> _Wanted:
-    where = entry.place if type(entry.place) is Range else entry.range(key)
+    where = entry.range(key)
     return where.blob, where.offset, where.length, key, entry
 
 

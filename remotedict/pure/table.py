@@ -153,7 +153,7 @@ class Table:
             return self._entry("", row)
         return Tombstone(self._view("version")[row], self._stamp(self._view("stamp")[row]))
 
-    def entries(self, rows: Array) -> list[Entry]:
+    def entries(self, rows: Array | slice) -> list[Entry]:
         """Return what the keys of some live rows are now."""
         lists = [self.columns[name][rows].tolist() for name in _SINGLE]
         raw = self.columns["generation"][rows].tobytes()
