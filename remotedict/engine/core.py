@@ -95,7 +95,7 @@ class Engine:
             meter=meter,
             inline_bytes=tuning.inline_bytes,
             keyring=tuning.keyring,
-            codec=self.codec,
+            by=self.codec,
         )
         reader = Reader(blobs, layout, runtime, tuning.keyring)
         self.index = IndexBlob(self.backend, reader, layout, runtime, cache.add)

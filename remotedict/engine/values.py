@@ -56,7 +56,7 @@ class Values:
         cache: Cache,
         meter: Meter,
         inline_bytes: int,
-        codec: Codec,
+        by: Codec,
         keyring: Keyring | None = None,
     ) -> None:
         self._backend = backend
@@ -66,7 +66,7 @@ class Values:
         self._meter = meter
         self._inline_bytes = inline_bytes
         self._keyring = keyring
-        self._codec = codec
+        self._codec = by
         # It knows no signatures: nothing that must have one may go that way.
         self._intact = codec.intact if keyring is None else lambda *_: None
         self.cache = cache
