@@ -69,6 +69,15 @@ def simulate(session: nox.Session) -> None:
         session.run("python", "-m", "simulation", *(session.posargs or ["--seeds", "1000000"]))
 
 
+@nox.session(default=False)
+def fuzz(session: nox.Session) -> None:
+    """Try 20,000 changed inputs of each decoder, or as ``-- N`` says; see docs/security.md."""
+    install(session, "test")
+    count, *others = session.posargs or ["20000"]
+    session.env["FUZZ_EXAMPLES"] = count
+    session.run("pytest", "tests/test_fuzz.py", "--timeout=0", *others)
+
+
 @nox.session(python=nox.project.python_versions(PYPROJECT), default=False)
 def tests_all(session: nox.Session) -> None:
     """Run the tests on every supported Python that is installed."""

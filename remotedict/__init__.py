@@ -43,6 +43,8 @@ from remotedict.errors import (
     UnknownOutcomeError,
     UnpicklableValueError,
     UnreadableValueError,
+    UnsafeValueError,
+    ValueTooLargeError,
     VersionConflictError,
 )
 from remotedict.features.events import Event
@@ -99,7 +101,9 @@ __all__ = [
     "UnknownOutcomeError",
     "UnpicklableValueError",
     "UnreadableValueError",
+    "UnsafeValueError",
     "VacuumReport",
+    "ValueTooLargeError",
     "VerifyReport",
     "VersionConflictError",
     "Watch",

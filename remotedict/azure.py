@@ -20,6 +20,7 @@ from remotedict.dictionary import RemoteDict
 from remotedict.engine.runtime import IO_THREADS
 from remotedict.errors import CredentialsError
 from remotedict.pure.naming import check_container
+from remotedict.pure.secrecy import Hidden, quietly
 
 if TYPE_CHECKING:
     from remotedict.engine.runtime import Runtime
@@ -51,14 +52,18 @@ class _AzurePlace:
 
     def backend(self, timeout: float, runtime: Runtime) -> AzureBackend:
         kind = ObstoreBackend if usable() else AzureBackend
-        return kind(
-            self.account_url,
-            self.container,
-            self.credential if self.credential is not None else self._found_here(),
-            timeout=timeout,
-            # Its items are blocks of 8 MiB: no more of them than are under way at once.
-            run=partial(runtime.map, window=IO_THREADS),
-        )
+
+        def connected() -> AzureBackend:
+            return kind(
+                self.account_url,
+                self.container,
+                self.credential if self.credential is not None else self._found_here(),
+                timeout=timeout,
+                # Its items are blocks of 8 MiB: no more of them than are under way at once.
+                run=partial(runtime.map, window=IO_THREADS),
+            )
+
+        return quietly(connected)
 
     def describe(self) -> str:
         return f'Azure Blob Storage. Container: "{self.container}"'
@@ -149,23 +154,30 @@ class AzureDictionary(RemoteDict):
         credential: Any = None,
         **options: Any,
     ) -> None:
-        container = check_container(container_name)
-        if connection_string is not None and account_url is not None:
-            msg = "give a connection string or account_url=, not both"
-            raise CredentialsError(msg)
-        if account_url is None:
-            if credential is not None:
-                msg = "credential= goes with account_url=; a connection string has its own"
-                raise CredentialsError(msg)
-            if connection_string is None:
-                connection_string = _from_environment()
-            account_url, credential = parse(connection_string)
-        else:
-            account_url, credential = _checked(account_url, credential)
-        place = _AzurePlace(
-            account_url, container, credential, identity=hasattr(credential, "get_token")
-        )
+        given = Hidden(secrets=(connection_string, account_url, credential))
+        options = Hidden(options)
+        del connection_string, account_url, credential
+        place = quietly(_place, quietly(check_container, container_name), *given["secrets"])
         super().__init__(place, folder_name, **options)
+
+
+def _place(
+    container: str, connection_string: str | None, account_url: str | None, credential: Any
+) -> _AzurePlace:
+    if connection_string is not None and account_url is not None:
+        msg = "give a connection string or account_url=, not both"
+        raise CredentialsError(msg)
+    if account_url is None:
+        if credential is not None:
+            msg = "credential= goes with account_url=; a connection string has its own"
+            raise CredentialsError(msg)
+        if connection_string is None:
+            connection_string = _from_environment()
+        account_url, credential = parse(connection_string)
+    else:
+        account_url, credential = _checked(account_url, credential)
+    identity = hasattr(credential, "get_token")
+    return _AzurePlace(account_url, container, credential, identity=identity)
 
 
 def parse(connection_string: str) -> tuple[str, Any]:

@@ -29,6 +29,7 @@ from remotedict.pure.draft import Draft
 from remotedict.pure.entry import Entry
 from remotedict.pure.naming import check_key
 from remotedict.pure.records import Annotate, Change, Delete, Forget, Range, Set
+from remotedict.pure.secrecy import Hidden
 from remotedict.session import Options, Session
 from remotedict.transactional import Transactional
 from remotedict.versioned import Versioned
@@ -128,6 +129,7 @@ class RemoteDict(Transactional, Versioned, Lockable, Maintained, MutableMapping[
     """
 
     def __init__(self, place: Place, folder_name: str, **options: Any) -> None:
+        options = Hidden(options)
         self._attach(Session(place, folder_name, Options.of(options)))
         self._engine.known()  # say now what is wrong with the place, not at the first use
         policy = self._session.options.history
@@ -602,6 +604,8 @@ class RemoteDict(Transactional, Versioned, Lockable, Maintained, MutableMapping[
 
     def __repr__(self) -> str:
         """Return where it is and how many keys it has; waits at most two seconds for that."""
+        if not hasattr(self, "_session"):
+            return f"<{type(self).__name__} that wasn't opened>"
         state, note = self._glance()
         count = "unknown" if state is None else str(len(state))
         return f"{self._session.title()}; Num elements: {count}{note}"

@@ -9,6 +9,7 @@
     │   ├── SelectionError           (TypeError, ValueError)   keys and values unlike
     │   ├── KeyNotFoundError         (KeyError)         .keys
     │   ├── UnpicklableValueError    (TypeError)        .key
+    │   ├── ValueTooLargeError       (ValueError)       .key .nbytes .limit
     │   ├── MetadataError            (TypeError, ValueError)   not JSON
     │   ├── UnknownCommitError       (LookupError)      .commit
     │   ├── CredentialsError         (ValueError)
@@ -27,6 +28,7 @@
     │   └── AccessDeniedError        (PermissionError)
     └── what is stored is not what it should be: look at the store
         ├── UnreadableValueError     (ValueError)       .key
+        ├── UnsafeValueError         (TypeError, ValueError)   .key
         ├── CorruptBlobError         (ValueError)       .blob
         │   ├── SignatureError
         │   └── DecryptionError
@@ -76,6 +78,8 @@ __all__ = [
     "UnknownOutcomeError",
     "UnpicklableValueError",
     "UnreadableValueError",
+    "UnsafeValueError",
+    "ValueTooLargeError",
     "VersionConflictError",
 ]
 
@@ -140,6 +144,31 @@ class UnpicklableValueError(RemoteDictError, TypeError):
     def __init__(self, key: str, reason: str) -> None:
         self.key = key
         super().__init__(f"the value for key {key!r} can't be stored: {reason}")
+
+
+class ValueTooLargeError(RemoteDictError, ValueError):
+    """A value takes more bytes than ``max_value_bytes=`` allows, to be written or to be read.
+
+    Nothing was written, nor fetched.
+
+    Attributes
+    ----------
+    key : str
+        The key.
+    nbytes : int
+        How many it takes, or claims to take, before compression.
+    limit : int
+        How many are allowed.
+    """
+
+    def __init__(self, key: str, nbytes: int, limit: int) -> None:
+        self.key = key
+        self.nbytes = nbytes
+        self.limit = limit
+        super().__init__(
+            f"the value of key {key!r} takes {nbytes:,} bytes, and max_value_bytes= of this handle "
+            f"allows {limit:,}; open the dictionary with a greater one if that is as it should be"
+        )
 
 
 class MetadataError(RemoteDictError, TypeError, ValueError):
@@ -331,6 +360,20 @@ class UnreadableValueError(RemoteDictError, ValueError):
     def __init__(self, key: str, reason: str) -> None:
         self.key = key
         super().__init__(f"the value of key {key!r} can't be rebuilt here: {reason}")
+
+
+class UnsafeValueError(RemoteDictError, TypeError, ValueError):
+    """A value isn't one of those that ``codec="safe"`` writes and reads.
+
+    Attributes
+    ----------
+    key : str
+        The key.
+    """
+
+    def __init__(self, key: str, message: str) -> None:
+        self.key = key
+        super().__init__(message)
 
 
 class CorruptBlobError(RemoteDictError, ValueError):

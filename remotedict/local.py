@@ -9,6 +9,7 @@ from remotedict.backend.local import LocalBackend
 from remotedict.dictionary import RemoteDict
 from remotedict.errors import InvalidNameError
 from remotedict.pure.naming import refuse_secret
+from remotedict.pure.secrecy import Hidden
 
 if TYPE_CHECKING:
     from remotedict.engine.runtime import Runtime
@@ -62,6 +63,7 @@ class LocalDictionary(RemoteDict):
     def __init__(
         self, path: str | os.PathLike[str], folder_name: str = "default", **options: Any
     ) -> None:
+        options = Hidden(options)
         try:
             root = os.fspath(path)
         except TypeError:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from remotedict.backend.memory import MemoryBackend
 from remotedict.dictionary import RemoteDict
 from remotedict.errors import InvalidNameError, StoreUnavailableError
+from remotedict.pure.secrecy import Hidden
 
 if TYPE_CHECKING:
     from remotedict.engine.runtime import Runtime
@@ -74,6 +75,7 @@ class MemoryDictionary(RemoteDict):
     def __init__(
         self, name: str | None = None, folder_name: str = "default", **options: Any
     ) -> None:
+        options = Hidden(options)
         if name is not None and not (isinstance(name, str) and name):
             msg = f"the name of a MemoryDictionary must be a non-empty str, not {name!r}"
             raise InvalidNameError(msg)

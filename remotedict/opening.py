@@ -11,6 +11,7 @@ from remotedict.errors import InvalidNameError
 from remotedict.local import LocalDictionary
 from remotedict.memory import MemoryDictionary
 from remotedict.pure.naming import refuse_secret
+from remotedict.pure.secrecy import Hidden
 
 if TYPE_CHECKING:
     import os
@@ -42,6 +43,7 @@ def open(url: str | os.PathLike[str], **options: Any) -> RemoteDict:  # noqa: A0
     >>> d
     Memory. Name: "results"; Folder: "default"; Num elements: 0
     """
+    options = Hidden(options)
     if not isinstance(url, str):
         return LocalDictionary(url, **options)
     refuse_secret(url)
@@ -59,7 +61,7 @@ def open(url: str | os.PathLike[str], **options: Any) -> RemoteDict:  # noqa: A0
     if scheme in ("az", "azure"):
         container, _, folder = rest.partition("/")
         if folder:
-            options = {"folder_name": unquote(folder.rstrip("/"))} | options
+            options = Hidden({"folder_name": unquote(folder.rstrip("/"))} | options)
         return AzureDictionary(container_name=unquote(container), **options)
     msg = (
         f"{scheme + '://'!r} is not a place for dictionaries; use az://container/folder, "

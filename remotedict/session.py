@@ -18,8 +18,10 @@ from remotedict.engine.stats import Meter
 from remotedict.errors import ClosedError, CredentialsError
 from remotedict.features.history import versions_kept
 from remotedict.features.locks import Locks
+from remotedict.pure.coding import CODECS
 from remotedict.pure.keyring import Keyring, Secret
 from remotedict.pure.naming import Layout, refuse_secret
+from remotedict.pure.secrecy import quietly
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 _EXIT_SECONDS = 5.0
 _NUMBERS = (
     *("timeout", "max_staleness", "inline_bytes", "cache_bytes", "cache_dir_bytes"),
-    "retention",
+    *("retention", "max_value_bytes"),
 )
 _KEYS = {
     "signing_key": "REMOTEDICT_SIGNING_KEY",
@@ -72,6 +74,8 @@ class Options:
     history: str | int | None = None
     progress: bool | None = None
     pickle_credentials: bool = False
+    codec: str = "pickle"
+    max_value_bytes: int | None = None
     signing_key: Any = field(default=None, repr=False)
     encryption_key: Any = field(default=None, repr=False)
 
@@ -82,7 +86,8 @@ class Options:
         if unknown := [name for name in given if name not in names]:
             msg = f"there is no option {unknown[0]}=; the options are {', '.join(names)}"
             raise TypeError(msg)
-        return cls(**given)
+        keys = {name: quietly(_secrets, given.get(name), name) for name in _KEYS}
+        return cls(**given | keys)
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
@@ -96,8 +101,13 @@ class Options:
             object.__setattr__(self, "cache_dir", absolute(self.cache_dir))
         for name in _KEYS:
             object.__setattr__(self, name, _secrets(getattr(self, name), name))
+        if self.codec not in CODECS:
+            msg = f"codec= must be {' or '.join(map(repr, CODECS))}, not {self.codec!r:.60}"
+            raise ValueError(msg)
         for name in _NUMBERS:
             value = getattr(self, name)
+            if name == "max_value_bytes" and value is None:
+                continue
             if not isinstance(value, int | float) or isinstance(value, bool):
                 msg = f"{name}= must be a number, not {type(value).__name__}"
                 raise TypeError(msg)
@@ -118,6 +128,8 @@ class Options:
             int(self.cache_dir_bytes),
             self.retention,
             self._keyring(),
+            self.codec,
+            None if self.max_value_bytes is None else int(self.max_value_bytes),
         )
 
     def _keyring(self) -> Keyring | None:

@@ -330,3 +330,87 @@ def test_a_lock_that_stays_busy_is_told_not_waited_for_without_end(store, monkey
         store.put("f/y", b"no precondition, no lock")
     assert {file.name for file in (store.root / "f").iterdir()} <= {"x", "y", "~lock"}
     assert store.get("f/x").data == b"data"
+
+
+# -- links ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """Something of the user's that no store has any business with."""
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    (folder / "x").write_bytes(b"mine")
+    (folder / "~lock").write_bytes(b"mine, too")
+    return folder
+
+
+VERBS = {
+    "get": lambda store, path: store.get(path),
+    "get range": lambda store, path: store.get(path, range=(0, 1)),
+    "put": lambda store, path: store.put(path, b"theirs"),
+    "put if absent": lambda store, path: store.put(path, b"theirs", if_absent=True),
+    "put if match": lambda store, path: store.put(path, b"theirs", if_match="etag"),
+    "delete": lambda store, path: store.delete([path]),
+    "lease": lambda store, path: store.lease(path, LEASE, lease_id=new_id()),
+    "list": lambda store, path: list(store.list(path)),
+}
+
+
+@posix
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+def test_no_link_to_a_folder_is_followed(tmp_path, outside, verb):
+    store = LocalBackend(tmp_path / "store")
+    (tmp_path / "store" / "f").mkdir(parents=True)
+    (tmp_path / "store" / "f" / "k").symlink_to(outside)
+    for path in ("f/k/x", "f/k/new", "f/k/deep/new"):
+        with pytest.raises(AccessDeniedError, match="is a link"):
+            verb(store, path)
+    assert {file.name: file.read_bytes() for file in outside.iterdir()} == {
+        "x": b"mine",
+        "~lock": b"mine, too",
+    }
+
+
+@posix
+@pytest.mark.parametrize("verb", [*VERBS][:-1])
+@pytest.mark.parametrize("to", ["x", "dangling"])
+def test_no_link_to_a_file_is_followed(tmp_path, outside, verb, to):
+    store = LocalBackend(tmp_path / "store")
+    (tmp_path / "store" / "f").mkdir(parents=True)
+    (tmp_path / "store" / "f" / "x").symlink_to(outside / to)
+    with pytest.raises(AccessDeniedError, match="is a link"):
+        VERBS[verb](store, "f/x")
+    assert list(store.list("")) == []
+    assert sorted(file.name for file in outside.iterdir()) == ["x", "~lock"]
+    assert (outside / "x").read_bytes() == b"mine"
+
+
+@posix
+def test_a_lock_file_that_is_a_link_is_not_emptied(tmp_path, outside):
+    store = LocalBackend(tmp_path / "store")
+    (tmp_path / "store" / "f").mkdir(parents=True)
+    (tmp_path / "store" / "f" / "~lock").symlink_to(outside / "~lock")
+    with pytest.raises(AccessDeniedError, match="is a link"):
+        store.put("f/x", b"data", if_absent=True)
+    assert (outside / "~lock").read_bytes() == b"mine, too"
+
+
+@posix
+def test_the_folder_itself_may_be_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with LocalDictionary(tmp_path / "link") as d:
+        d["k"] = 1
+    with LocalDictionary(tmp_path / "real") as d:
+        assert d["k"] == 1
+
+
+@pytest.mark.parametrize("path", ["../x", "f/../../x", "/etc/passwd", "f/../x"])
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+def test_no_path_leads_out(tmp_path, path, verb):
+    (tmp_path / "x").write_bytes(b"mine")
+    store = LocalBackend(tmp_path / "store")
+    with pytest.raises(InvalidNameError, match="leads out"):
+        verb(store, path)
+    assert (tmp_path / "x").read_bytes() == b"mine"

@@ -602,6 +602,8 @@ MADE = [
     errors.UnknownOutcomeError("00ff", "why"),
     errors.UnpicklableValueError("key", "why"),
     errors.UnreadableValueError("key", "why"),
+    errors.UnsafeValueError("key", "why"),
+    errors.ValueTooLargeError("key", 2000, 1000),
     errors.VersionConflictError("key", 7, 3),
 ]
 

@@ -16,6 +16,7 @@ from remotedict import MemoryDictionary, UnpicklableValueError
 from remotedict.engine import runtime
 from remotedict.engine.values import PACK_BYTES
 from remotedict.pure import chunks, codec, lz4
+from remotedict.pure.coding import Codec
 from remotedict.pure.pickling import pickled
 from remotedict.pure.pieces import Pieces
 
@@ -23,6 +24,7 @@ BLOCK = 8 * MIB  # what travels as one
 SIZE = 10 * BLOCK
 NOISE = random.Random(0).randbytes(SIZE)
 SLACK = 4 * MIB
+PICKLE = Codec("pickle")
 MINE = {"key": "k", "dictionary": b"d" * 16, "generation": b"g" * 16}
 
 
@@ -89,7 +91,7 @@ def test_what_is_read_is_private_and_writable(d):
 
 
 def test_a_small_pickle_is_read_where_it_lies():
-    blob = codec.encode({"a": "text" * 10}, **MINE).join()
+    blob = codec.encode({"a": "text" * 10}, PICKLE, **MINE).join()
     _, [part], _ = codec.unpack(
         blob, len(blob), dictionary=MINE["dictionary"], generation=MINE["generation"], path="p"
     )
@@ -127,16 +129,16 @@ def test_checksums_are_of_the_very_bytes_that_travel():
     """Another thread may write to an array meanwhile: what is stored is some of it, but whole."""
     array = np.frombuffer(bytearray(NOISE[: 3 * MIB]), np.uint8)
     blocks = []
-    for block in codec.encode(array, **MINE):
+    for block in codec.encode(array, PICKLE, **MINE):
         array[:] = 0
         blocks.append(block)
-    read = codec.decode(Pieces(blocks), **MINE, path="p")
+    read = codec.decode(Pieces(blocks), PICKLE, **MINE, path="p")
     assert read.tobytes() == NOISE[: 3 * MIB]
 
 
 def test_what_is_sent_again_is_the_same_or_refused():
     array = np.frombuffer(bytearray(NOISE[: 3 * MIB]), np.uint8)
-    encoded = codec.encode(array, **MINE)
+    encoded = codec.encode(array, PICKLE, **MINE)
     assert [*map(bytes, encoded)] == [*map(bytes, encoded)]
     array[-1] ^= 1
     with pytest.raises(UnpicklableValueError, match=r"'k'.*it changed while it was uploaded"):
@@ -154,13 +156,13 @@ def test_what_is_sent_again_is_the_same_or_refused():
 )
 def test_a_value_may_arrive_in_any_pieces(monkeypatch, value, step):
     monkeypatch.setattr(codec, "CHUNK_BYTES", 4096)
-    blob = codec.encode(value, **MINE).join()
+    blob = codec.encode(value, PICKLE, **MINE).join()
     pieces = Pieces(blob[at : at + step] for at in range(0, len(blob), step))
-    read = codec.decode(pieces, **MINE, path="p")
+    read = codec.decode(pieces, PICKLE, **MINE, path="p")
     assert pickled(read, "k")[0].tobytes() == pickled(value, "k")[0].tobytes()
     for broken in ([*pieces, b"x"], [bytes(pieces[:-1])], []):
         with pytest.raises(Exception, match="p' is damaged"):
-            codec.decode(Pieces(broken), **MINE, path="p")
+            codec.decode(Pieces(broken), PICKLE, **MINE, path="p")
 
 
 def test_pieces_are_sliced_as_bytes_are():
@@ -176,7 +178,7 @@ def test_pieces_are_sliced_as_bytes_are():
 def test_a_header_that_claims_too_much_takes_no_memory(parts):
     head = codec.opening("pickle", parts, **MINE, library="")
     with pytest.raises(Exception, match="claims to hold more"):
-        codec.decode(head + bytes(1000), **MINE, path="p")
+        codec.decode(head + bytes(1000), PICKLE, **MINE, path="p")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.06, 0.5, 1.0])

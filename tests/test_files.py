@@ -26,10 +26,12 @@ from remotedict.engine.committer import UploadExpired
 from remotedict.features import files
 from remotedict.pure import codec, stream
 from remotedict.pure.chunks import PREFIX_BYTES, closing
+from remotedict.pure.coding import Codec
 
 MIB = 1024 * 1024
 SIZES = [0, 1, MIB - 1, MIB, MIB + 1, 5 * MIB + 3]
 FULL = MIB + PREFIX_BYTES  # a chunk that LZ4 can't shrink, as stored
+PICKLE = Codec("pickle")
 MINE = {"key": "k", "dictionary": b"d" * 16, "generation": b"g" * 16}
 RNG = random.Random(7)
 
@@ -105,7 +107,7 @@ def test_a_stream_is_encoded_as_the_whole_is(kind, size):
     chunks = [data[at : at + MIB] for at in range(0, size, MIB)]
     sent = codec.Sent("k", MINE["generation"])
     streamed = stream.encoded(size, chunks, sent, key="k", dictionary=MINE["dictionary"])
-    assert b"".join(streamed) == codec.encode(data, **MINE).join()
+    assert b"".join(streamed) == codec.encode(data, PICKLE, **MINE).join()
 
 
 def test_an_entry_doesnt_tell_how_it_was_put(d):
@@ -432,7 +434,7 @@ def test_chunks_of_another_value_or_place_are_noticed(world):
 )
 def test_a_header_that_lies_is_refused(monkeypatch, parts, chunk):
     data = content("noise", 3 * MIB)
-    whole = codec.encode(data, **MINE).join()
+    whole = codec.encode(data, PICKLE, **MINE).join()
     rest = whole[stored_chunks(whole)[0] :]
     monkeypatch.setattr(codec, "CHUNK_BYTES", chunk)
     lying = codec.opening("bytes", parts, **MINE, library="") + rest
@@ -469,7 +471,7 @@ def test_a_header_that_lies_is_refused(monkeypatch, parts, chunk):
 )
 def test_a_table_that_lies_is_refused(lengths):
     data = content("noise", 3 * MIB)
-    whole = codec.encode(data, **MINE).join()
+    whole = codec.encode(data, PICKLE, **MINE).join()
     table = closing([*lengths, *[1] * (2 - len(lengths))]) if lengths else b""
     lying = whole[: stored_chunks(whole)[-1]] + table
     chunks = stream.Chunks(

@@ -29,22 +29,12 @@ LAYERS = [
 ]
 FACE = ["azure", "local", "memory", "opening", "__init__"]
 ALLOWED_IN_PURE = {
-    *("__future__", "bisect", "collections", "copyreg", "dataclasses", "functools"),
-    *(
-        "hashlib",
-        "hmac",
-        "io",
-        "itertools",
-        "operator",
-        "pickle",
-        "platform",
-        "re",
-        "struct",
-        "sys",
-        "types",
-        "typing",
-    ),
-    *("cloudpickle", "cramjam", "cryptography", "lz4", "msgspec", "numpy", "xxhash", "remotedict"),
+    *("__future__", "bisect", "collections", "contextlib", "copyreg", "dataclasses", "datetime"),
+    *("decimal", "functools", "hashlib", "hmac", "importlib", "io", "itertools", "math"),
+    *("operator", "pathlib", "pickle", "platform", "re", "struct", "sys", "types", "typing"),
+    *("uuid", "zoneinfo"),
+    *("cloudpickle", "cramjam", "cryptography", "lz4", "msgspec", "numpy", "pandas", "remotedict"),
+    "xxhash",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -68,6 +69,21 @@ def _few_attempts(meter: Meter | None) -> Retrying:
         stop=stop_after_attempt(BLOCK_ATTEMPTS),
         reraise=True,
     )
+
+
+class _WithoutSignatures(logging.Filter):
+    """Takes the signature of a SAS out of the URLs that urllib3 logs for debugging."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(
+                _SIGNATURE.sub(r"\1…", one) if isinstance(one, str) else one for one in record.args
+            )
+        return True
+
+
+_SIGNATURE = re.compile(r"(?i)(\bsig=)[^&\s\"']+")
+logging.getLogger("urllib3.connectionpool").addFilter(_WithoutSignatures())
 
 
 class AzureBackend:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 import time
 import uuid
@@ -59,6 +60,8 @@ if sys.platform == "win32":
 else:
     _replace, _read_bytes, _open, _unlink = os.replace, Path.read_bytes, Path.open, Path.unlink
 
+_JUNCTION = getattr(stat, "IO_REPARSE_TAG_MOUNT_POINT", None)  # a link to a folder, on Windows
+
 
 class _LeaseFile(msgspec.Struct):
     id: str
@@ -86,7 +89,11 @@ class LocalBackend:
     Notes
     -----
     Files and their folders are made for this user alone (mode 0700 and 0600): a pickle that
-    somebody else can write is code that somebody else can run.
+    somebody else can write is code that somebody else can run. A folder that is there already
+    keeps its mode.
+
+    `root` may be a link, or lie behind one. Below it none is followed, whatever it leads to: who
+    planted it may want something outside to be read, overwritten or deleted.
     """
 
     def __init__(
@@ -167,8 +174,9 @@ class LocalBackend:
                     path = str(PurePosixPath(where) / name)
                     if not name.startswith(_OURS) and path.startswith(prefix):
                         with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-                            stat = (Path(folder) / name).stat()
-                            found.append(BlobInfo(path, stat.st_size, stat.st_mtime))
+                            file = (Path(folder) / name).lstat()
+                            if not _is_link(file):
+                                found.append(BlobInfo(path, file.st_size, file.st_mtime))
         yield from sorted(found)
 
     def lease(self, path: str, seconds: float, *, lease_id: str, force: bool = False) -> LocalLease:
@@ -214,7 +222,16 @@ class LocalBackend:
         """Do nothing: no file stays open."""
 
     def _file(self, path: str) -> Path:
-        return self.root.joinpath(*PurePosixPath(path).parts)
+        """Return the file of a blob, which is below `root` and behind no link."""
+        parts = PurePosixPath(path).parts
+        if ".." in parts or path.startswith("/") or (os.name == "nt" and set(path) & {"\\", ":"}):
+            msg = f"{path!r:.200} leads out of the folder"
+            raise InvalidNameError(msg)
+        file = str(self.root)
+        for part in parts:
+            file = os.path.join(file, part)  # noqa: PTH118 - for each request
+            _refuse_link(file)
+        return Path(file)
 
     def _etag(self, target: Path) -> str | None:
         try:
@@ -225,6 +242,7 @@ class LocalBackend:
     @contextlib.contextmanager
     def _locked(self, folder: Path) -> Iterator[None]:
         # An object of its own for each use: so nothing of it is shared with threads or children.
+        _refuse_link(folder / f"{_OURS}lock")
         try:
             with FileLock(
                 folder / f"{_OURS}lock",
@@ -254,6 +272,26 @@ class LocalLease:
     def release(self) -> None:
         """See `Lease.release`."""
         self._store._change_lease(self._path, self.id, None)  # noqa: SLF001
+
+
+def _is_link(found: os.stat_result) -> bool:
+    return stat.S_ISLNK(found.st_mode) or (
+        _JUNCTION is not None and getattr(found, "st_reparse_tag", None) == _JUNCTION
+    )
+
+
+def _refuse_link(file: str | Path) -> None:
+    """Raise AccessDeniedError if a file or folder is a link; it needn't be there."""
+    try:
+        found = os.lstat(file)
+    except OSError:  # whoever opens it will say what is wrong
+        return
+    if _is_link(found):
+        msg = (
+            f"{str(file)!r} is a link, and in the folder of a dictionary none is followed. If it "
+            "is yours, open the dictionary at the place that it leads to"
+        )
+        raise AccessDeniedError(msg)
 
 
 def _lease_file(target: Path) -> Path:

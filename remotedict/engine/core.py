@@ -25,8 +25,9 @@ from remotedict.errors import (
     MissingValueError,
     SnapshotExpiredError,
     StoreUnavailableError,
+    ValueTooLargeError,
 )
-from remotedict.pure import codec
+from remotedict.pure.coding import Codec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -65,6 +66,8 @@ class Tuning(NamedTuple):
     cache_dir_bytes: int
     retention: float
     keyring: Keyring | None = None
+    codec: str = "pickle"
+    max_value_bytes: int | None = None
 
 
 class Engine:
@@ -77,6 +80,7 @@ class Engine:
         self.tuning = tuning
         self.runtime = runtime
         self.keyring = tuning.keyring
+        self.codec = Codec(tuning.codec, tuning.max_value_bytes)
         self.backend = Patient(Counted(backend, meter), runtime, tuning.timeout)
         cache, disk = Cache(tuning.cache_bytes), None
         if tuning.cache_dir is not None:
@@ -91,6 +95,7 @@ class Engine:
             meter=meter,
             inline_bytes=tuning.inline_bytes,
             keyring=tuning.keyring,
+            by=self.codec,
         )
         reader = Reader(blobs, layout, runtime, tuning.keyring)
         self.index = IndexBlob(self.backend, reader, layout, runtime, cache.add)
@@ -170,7 +175,7 @@ class Engine:
         if known is None and not confirmed:
             known = self.index.recent(self.tuning.max_staleness)
         unpacked, entry = self.runtime.call(lambda: self._find(key, known))
-        return codec.load(unpacked, key), entry
+        return self.codec.read(unpacked, key), entry
 
     def _find(self, key: str, known: Known | None) -> tuple[Unpacked, Entry]:
         """Return a value, unpacked, and its entry."""
@@ -211,7 +216,8 @@ class Engine:
             return known, {}  # none of it is wanted any more
         try:
             raw = ahead.result()
-        except (BlobNotFound, CorruptBlobError):  # of one that isn't current, or it comes again
+        except (BlobNotFound, CorruptBlobError, ValueTooLargeError):
+            # Of one that isn't current; or it comes again.
             return known, {}
         return known, {entry.generation: raw[key] for key, entry in guesses}
 
@@ -263,13 +269,15 @@ class Engine:
         return raw
 
     def fetch_many(self, items: Sequence[tuple[str, Entry]]) -> dict[str, Stored]:
-        """Return the bytes of `items` by key; those that are gone are left out."""
+        """Return the bytes of `items` by key; those gone, or too large, are left out."""
         items = list(items)
         while items:
             try:
                 return self.runtime.call(partial(self._find_many, items, lambda _: None))
             except _Gone as gone:
                 items = [item for item in items if item[0] != gone.key]
+            except ValueTooLargeError as large:
+                items = [item for item in items if item[0] != large.key]
         return {}
 
     def read_entry(self, key: str, entry: Entry, known: Known) -> Any:
@@ -278,7 +286,7 @@ class Engine:
             unpacked = self.runtime.call(partial(self._read, key, entry, known))
         except BlobNotFound:
             raise SnapshotExpiredError(key) from None
-        return codec.load(unpacked, key)
+        return self.codec.read(unpacked, key)
 
     def stream(self, items: Iterator[tuple[str, Entry]], known: Known) -> Iterator[tuple[str, Any]]:
         """Yield keys with their values as of `known`, fetched ahead within a window."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from remotedict.engine.runtime import Runtime
     from remotedict.engine.stats import Meter
     from remotedict.pure.codec import Encoded, Unpacked
+    from remotedict.pure.coding import Codec
     from remotedict.pure.entry import Entry
     from remotedict.pure.keyring import Keyring
     from remotedict.pure.naming import Layout
@@ -55,6 +56,7 @@ class Values:
         cache: Cache,
         meter: Meter,
         inline_bytes: int,
+        by: Codec,
         keyring: Keyring | None = None,
     ) -> None:
         self._backend = backend
@@ -64,6 +66,7 @@ class Values:
         self._meter = meter
         self._inline_bytes = inline_bytes
         self._keyring = keyring
+        self._codec = by
         # It knows no signatures: nothing that must have one may go that way.
         self._intact = codec.intact if keyring is None else lambda *_: None
         self.cache = cache
@@ -81,6 +84,7 @@ class Values:
         generation = self._runtime.uuid()
         encoded = codec.encode(
             value,
+            self._codec,
             key=key,
             dictionary=dictionary,
             generation=generation,
@@ -202,7 +206,10 @@ class Values:
         ------
         BlobNotFound
             The blob is gone: the entry is no longer current, or somebody deleted it.
+        ValueTooLargeError
+            It is larger than this handle may read.
         """
+        self._codec.check_size(key, entry.facts.nbytes, entry.stored)
         data = self.at_hand(entry)
         if data is not None:
             self._meter.add(memory_hits=not isinstance(entry.place, bytes))
@@ -227,6 +234,9 @@ class Values:
         found: dict[str, Stored] = {}
         wanted: list[_Wanted] = []
         hits = 0
+        if self._codec.max_bytes is not None:
+            for key, entry in items:
+                self._codec.check_size(key, entry.facts.nbytes, entry.stored)
         kept = self.cache.get_all([entry.generation for _, entry in items])
         for (key, entry), data in zip(items, kept, strict=True):
             place = entry.place
@@ -292,20 +302,25 @@ class Values:
 
     def decode(self, key: str, entry: Entry, data: Stored, dictionary: bytes) -> Any:
         """Return the object. Runs code that the value brings along."""
-        unpacked = type(data) is bytes and self._intact(data, dictionary, entry.generation)
-        return codec.load(unpacked or self._unpack(key, entry, data, len(data), dictionary), key)
+        unpacked = type(data) is bytes and self._intact(
+            data, dictionary, entry.generation, entry.facts.nbytes
+        )
+        unpacked = unpacked or self._unpack(key, entry, data, len(data), dictionary)
+        return self._codec.read(unpacked, key)
 
     def decode_all(
         self, items: Iterable[tuple[str, Entry]], found: dict[str, Stored], dictionary: bytes
     ) -> Iterator[tuple[str, Any]]:
         """Yield the objects, and take their bytes out of what was found."""
-        load, intact = codec.load, self._intact
+        read, intact = self._codec.read, self._intact
         for key, entry in items:
             data = found.pop(key)
-            unpacked = type(data) is bytes and intact(data, dictionary, entry.generation)
+            unpacked = type(data) is bytes and intact(
+                data, dictionary, entry.generation, entry.facts.nbytes
+            )
             yield (
                 key,
-                load(unpacked, key) if unpacked else self.decode(key, entry, data, dictionary),
+                read(unpacked, key) if unpacked else self.decode(key, entry, data, dictionary),
             )
 
     def _unpack(
@@ -328,6 +343,7 @@ class Values:
                     path=path,
                     run=self._at_once,
                     keyring=self._keyring,
+                    nbytes=entry.facts.nbytes,
                 )
         except CorruptBlobError:
             self.cache.discard(entry.generation)

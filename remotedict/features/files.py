@@ -49,6 +49,7 @@ class _Value:
 
     def __init__(self, engine: Engine, key: str, entry: Entry, dictionary: bytes) -> None:
         engine.check_open()
+        engine.codec.check_size(key, entry.facts.nbytes, entry.stored)
         blob = entry.blob(key)
         self._engine = engine
         self._key = key
@@ -88,6 +89,8 @@ class _Value:
             keyring=self._engine.keyring,
         )
         if chunks.codec == "bytes":
+            if chunks.size > entry.facts.nbytes:
+                raise CorruptBlobError(self._path, "a value claims more than the index says")
             if len(tail) < chunks.tail:  # its chunks are smaller than those that we write
                 tail = self._get(stored - chunks.tail, chunks.tail)
             chunks.place(tail)
@@ -287,6 +290,7 @@ def put_file(
     with _opened_source(file) as source:
         start = source.tell()
         size = max(source.seek(0, os.SEEK_END) - start, 0)
+        engine.codec.check_size(key, size)
 
         def chunks() -> Iterator[bytes]:
             source.seek(start)

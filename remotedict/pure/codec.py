@@ -11,7 +11,6 @@ two. Reading unpacks each chunk into the memory that the object will keep.
 from __future__ import annotations
 
 import io
-import pickle
 import struct
 from functools import partial
 from itertools import islice
@@ -26,7 +25,6 @@ from remotedict.errors import (
     CorruptBlobError,
     FormatVersionError,
     UnpicklableValueError,
-    UnreadableValueError,
 )
 from remotedict.pure import lz4
 from remotedict.pure.chunks import (
@@ -43,12 +41,12 @@ from remotedict.pure.chunks import (
 )
 from remotedict.pure.facts import facts, library
 from remotedict.pure.keyring import check_flags
-from remotedict.pure.pickling import pickled
 from remotedict.pure.records import FORMAT_VERSION, Count, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from remotedict.pure.coding import Codec
     from remotedict.pure.keyring import Keyring
     from remotedict.pure.pieces import Pieces
     from remotedict.pure.records import Facts
@@ -68,7 +66,7 @@ START_BYTES = _START.size
 
 _BLOCK_CHUNKS = 8  # chunks that are made, and travel, as one
 _MORE = 128  # a flag, beside those of keyrings: the value has more than one part
-_CODECS = ("bytes", "pickle")
+_CODECS = ("bytes", "pickle", "safe")
 _HEADER_MAX = 16 * 1024 * 1024
 PYTHON = python_version()
 
@@ -170,6 +168,7 @@ class Encoded:
 
 def encode(
     value: Any,
+    by: Codec,
     *,
     key: str,
     dictionary: bytes,
@@ -182,8 +181,9 @@ def encode(
     Parameters
     ----------
     value : object
-        ``bytes`` are stored as they are; anything else is pickled by cloudpickle (protocol 5,
-        buffers out of band).
+        ``bytes`` are stored as they are.
+    by : Codec
+        What makes bytes of anything else.
     key, dictionary, generation
         What the bytes are written for; they carry it.
     run : callable, optional
@@ -193,13 +193,10 @@ def encode(
 
     Raises
     ------
-    UnpicklableValueError
-        The value can't be pickled.
+    RemoteDictError
+        The codec refuses; see `Codec.write`.
     """
-    if type(value) is bytes:
-        codec, parts = "bytes", [memoryview(value)]
-    else:
-        codec, parts = "pickle", pickled(value, key)
+    codec, parts = by.write(value, key)
     sizes = [len(part) for part in parts]
     head = opening(
         codec,
@@ -354,6 +351,7 @@ And what it says of itself, or the bytes that begin with that.
 
 def decode(
     data: Buffer | Pieces,
+    by: Codec,
     *,
     key: str,
     dictionary: bytes,
@@ -362,7 +360,7 @@ def decode(
     run: Map = map,
     keyring: Keyring | None = None,
 ) -> Any:
-    """Return the object that the bytes hold; see `unpack` and `load`."""
+    """Return the object that the bytes hold; see `unpack` and `Codec.read`."""
     unpacked = unpack(
         data,
         len(data),
@@ -372,30 +370,10 @@ def decode(
         run=run,
         keyring=keyring,
     )
-    return load(unpacked, key)
+    return by.read(unpacked, key)
 
 
-def load(unpacked: Unpacked, key: str) -> Any:
-    """Return the object; it shares no memory with what was unpacked. Runs its own code.
-
-    Raises
-    ------
-    UnreadableValueError
-        It can't be made: a module is missing, say.
-    """
-    codec, parts, about = unpacked
-    if codec == "bytes":
-        return parts[0]
-    try:
-        return pickle.loads(parts[0], buffers=parts[1:])
-    except Exception as exc:
-        by = about if isinstance(about, About) else any_header(memoryview(about), "")[0].about
-        written = f"Python {by.python}" + (f" and {by.library}" if by.library else "")
-        reason = f"{type(exc).__name__}: {exc} (it was written with {written})"
-        raise UnreadableValueError(key, reason) from exc
-
-
-def intact(data: bytes, dictionary: bytes, generation: bytes) -> Unpacked | None:
+def intact(data: bytes, dictionary: bytes, generation: bytes, nbytes: int) -> Unpacked | None:
     """Return the parts of a small value if all is as usual; else `unpack` has to look closer.
 
     To look at many small values part by part costs more than the values.
@@ -413,6 +391,7 @@ def intact(data: bytes, dictionary: bytes, generation: bytes) -> Unpacked | None
         or digest(data[_CHECKED:at]) != checksum
         or HEADER.unpack_from(data, at) != (digest(body, checksum), len(body))
         or not 0 < size <= chunk
+        or size != nbytes
     ):
         return None
     if len(body) != size:
@@ -432,6 +411,7 @@ def unpack(
     path: str,
     run: Map = map,
     keyring: Keyring | None = None,
+    nbytes: int | None = None,
 ) -> Unpacked:
     """Return the parts of a value, each unpacked straight into memory of its own.
 
@@ -449,6 +429,8 @@ def unpack(
         Like ``map``; called with the chunks of a large value.
     keyring : Keyring, optional
         What they must be signed and encrypted by.
+    nbytes : int, optional
+        How many bytes they may hold, as the index says.
 
     Raises
     ------
@@ -470,6 +452,8 @@ def unpack(
     size = sum(sizes)
     if size > lz4.possible(length):  # before any memory is taken
         raise CorruptBlobError(path, "a value claims to hold more than it can")
+    if nbytes is not None and size > nbytes:
+        raise CorruptBlobError(path, "a value claims to hold more than the index says")
     if len(sizes) == 1 and 0 < size <= header.chunk and len(view) == length:
         data = opened(view[at:], size, 0, binding, path)
         return codec, [bytes(data) if codec == "bytes" else data], about

@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from remotedict.pure.pickling import ATOMS
 from remotedict.pure.records import Facts
+
+ATOMS = frozenset({type(None), bool, int, float, complex, str})
+"""What any pickler writes alike: nothing is in it, and nothing can override it."""
 
 
 def facts(value: Any, nbytes: int) -> Facts:

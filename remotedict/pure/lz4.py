@@ -56,7 +56,7 @@ def inflate_small(block: bytes, size: int) -> bytes:
         raise ValueError(msg)
     try:
         raw: bytes = lz4.block.decompress(block, uncompressed_size=size)
-    except lz4.block.LZ4BlockError as exc:
+    except (lz4.block.LZ4BlockError, OverflowError) as exc:
         raise ValueError(str(exc)) from exc
     if len(raw) != size:
         msg = f"it holds {len(raw)} bytes and not the {size} that it should"

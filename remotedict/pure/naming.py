@@ -27,7 +27,7 @@ _ODD_EDGE = re.compile(r"\.\.|^[.~ ]|[. ]$")
 _SPECIAL = re.compile(r'[<>:"|?*#%]')
 _FOLDER_MAX = 200
 _SECRET = re.compile(r"(?i)\b(AccountKey|SharedAccessSignature|sig)=")
-_NAME = r"\d{12,}-[0-9a-f]{32}"
+_NAME = r"[0-9]{12,20}-[0-9a-f]{32}"
 REFERENCE = rf"[spcl]:{_NAME}|v:[A-Za-z0-9_=-]+/{_NAME}"
 """What names an immutable blob; it can't lead out of its folder. See `Layout`."""
 _REFERENCE = re.compile(REFERENCE)

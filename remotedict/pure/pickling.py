@@ -12,13 +12,12 @@ import cloudpickle
 import numpy as np
 
 from remotedict.errors import UnpicklableValueError
+from remotedict.pure.facts import ATOMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _OUT_OF_BAND_MIN = 1024  # a smaller buffer isn't worth a chunk of its own
-ATOMS = frozenset({type(None), bool, int, float, complex, str})
-"""What any pickler writes alike: nothing is in it, and nothing can override it."""
 
 
 def pickled(value: Any, key: str) -> list[memoryview]:
