@@ -164,7 +164,9 @@ def _annotate_more(d: RemoteDict) -> None:
 
 
 def _open_with_policy(d: RemoteDict) -> Any:
-    with RemoteDict(d._session.place, d._session.layout.folder, history=5) as other:
+    session = d._session
+    timeout = session.options.timeout
+    with RemoteDict(session.place, session.layout.folder, history=5, timeout=timeout) as other:
         return other["a"], other.history_policy
 
 
@@ -213,7 +215,7 @@ OPERATIONS = [
     Operation("__repr__", lambda d: repr(d).partition(";")[0]),
     Operation("_repr_html_", lambda d: "large" in d._repr_html_()),
     Operation("_ipython_key_completions_", lambda d: d._ipython_key_completions_()),
-    Operation("__init__", _open_with_policy),
+    Operation("__init__", _open_with_policy, 2),
     Operation("__copy__", lambda d: copy.copy(d)["large"]),
     Operation("__deepcopy__", lambda d: copy.deepcopy(d)["a"]),
     Operation("__reduce__", lambda d: len(pickle.dumps(d)) > 0),

@@ -79,7 +79,9 @@ class Trial:
     def _handles(self, timeout: float = 20.0) -> Iterator[tuple[RemoteDict, RemoteDict]]:
         """Yield an observer, and a handle by way of the proxy, on a dictionary made anew."""
         self._number += 1
-        where = replace(self._container, folder=f"{'sdk' if self._sdk else 'obstore'}{self._number}")
+        where = replace(
+            self._container, folder=f"{'sdk' if self._sdk else 'obstore'}{self._number}"
+        )
         self._proxy.obey()
         way = patch("remotedict.azure.usable", return_value=False)
         with where.open(author="observer") as observer, contextlib.ExitStack() as stack:
@@ -132,7 +134,7 @@ class Trial:
             self._report.check(error is None, f"{where} raised {error!r}")
             self._report.check(
                 error is not None or (result, then) == (self._result, self._after),
-                f"{where} returned {result!r:.200}, and there was {then!r:.600}",
+                f"{where} returned {result!r:.200}, and left behind {self._unlike(then)}",
             )
 
     def _judge_failure(
@@ -141,7 +143,9 @@ class Trial:
         if error is None:
             # What it does beside its answer may be lost: a lock that isn't given back, say.
             right = operation.name in _QUIET or (result, then) == (self._result, self._after)
-            self._report.check(right, f"{where} returned {result!r:.200}, and there was {then!r:.600}")
+            self._report.check(
+                right, f"{where} returned {result!r:.200}, and left behind {self._unlike(then)}"
+            )
         elif not isinstance(error, RemoteDictError):
             self._report.wrong(f"{where} raised {error!r}")
         elif operation.commits > 1:
@@ -149,10 +153,21 @@ class Trial:
             pass
         elif isinstance(error, UnknownOutcomeError):
             right = then in (self._before, self._after)
-            self._report.check(right, f"{where} left {then!r:.600} behind")
+            self._report.check(right, f"{where} left behind {self._unlike(then)}")
         else:
             right = then == self._before and isinstance(error, StoreUnavailableError)
-            self._report.check(right, f"{where} raised {error!r}, and left {then!r:.600} behind")
+            self._report.check(
+                right, f"{where} raised {error!r}, and left behind {self._unlike(then)}"
+            )
+
+    def _unlike(self, then: Any) -> str:
+        """Return what is neither as before nor as after the operation."""
+        pairs = zip(then, self._before, self._after, strict=True)
+        return "; ".join(
+            f"{there!r:.300} (not {before!r:.300})"
+            for there, before, after in pairs
+            if there not in (before, after) or before != after
+        )
 
 
 _QUIET = {"__repr__", "_repr_html_", "_ipython_key_completions_", "on_change", "mirror", "close"}
