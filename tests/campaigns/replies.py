@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from campaigns.operations import OPERATIONS, prepare, public_names
+from campaigns.operations import OPERATIONS, prepare, public_names, seen
 from campaigns.proxy import Fault
 from campaigns.sites import site
 from remotedict import RemoteDictError, StoreUnavailableError, UnknownOutcomeError
@@ -98,11 +98,11 @@ class Trial:
     def undisturbed(self, operation: Operation) -> int:
         """Return how many requests an operation makes; keep what it does."""
         with self._handles() as (observer, handle):
-            self._before = _seen(observer)
+            self._before = seen(observer)
             self._proxy.obey()
             self._result = operation.act(handle)
             count = self._proxy.seen
-            self._after = _seen(observer)
+            self._after = seen(observer)
             return count
 
     def harmed(self, operation: Operation, n: int, fault: Fault, *, for_good: bool) -> None:
@@ -123,7 +123,7 @@ class Trial:
             if not self._proxy.struck:
                 return  # it made fewer requests this time
             self._proxy.obey()
-            then = _seen(observer)
+            then = seen(observer)
         where = f"{operation.name}, request {n}{' and on' if for_good else ''}: {fault.name}"
         where += f" ({'SDK' if self._sdk else 'obstore'})"
         self._report.did("trials")
@@ -171,15 +171,3 @@ class Trial:
 
 
 _QUIET = {"__repr__", "_repr_html_", "_ipython_key_completions_", "on_change", "mirror", "close"}
-
-
-def _seen(observer: RemoteDict) -> Any:
-    """Return all that users can see of a dictionary, but who and when."""
-    history = observer.history()
-    return (
-        observer.copy(),
-        {key: dict(metadata) for key, metadata in observer.metadata.items()},
-        history[["key", "kind", "version"]].values.tolist(),
-        sorted(observer.locks),
-        observer.history_policy,
-    )
