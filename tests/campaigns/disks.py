@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from campaigns.operations import OPERATIONS, prepare, seen
-from campaigns.report import Report
+from campaigns.report import Report, short
 from crew import crew_of, received
 from remotedict import (
     AccessDeniedError,
@@ -210,14 +210,14 @@ class _Trial:
 
     def _judge(self, result: Any, error: Exception | None, then: Any) -> None:
         operation, (before, after, expected) = self._operation, self._outcomes
-        how = f"{operation.name} raised {error!r}, with {result!r:.100}"
+        how = f"{operation.name} raised {error!r}, with {short(result)}"
         if error is None:
             right = (result, then) == (expected, after) or operation.name == "close"
         elif operation.commits > 1 or isinstance(error, UnknownOutcomeError):
             right = isinstance(error, AccessDeniedError | StoreUnavailableError)
         else:
             right = then == before and isinstance(error, AccessDeniedError | StoreUnavailableError)
-        self._report.check(right, f"{how}; there is {then!r:.600}")
+        self._report.check(right, f"{how}; there is {short(then)}")
 
 
 def _read_with_cache(

@@ -111,14 +111,15 @@ class User(threading.Thread):
 
 
 def use_once(d: RemoteDict, own: str, n: int, rng: random.Random) -> None:
-    """Read what nobody changes, and write what nobody else does."""
+    """Read what nobody changes; now and then write what nobody else does."""
     for key in rng.sample(sorted(SIZES), 3):
         found = d[key]
         assert found == body(key), f"{key!r} has {found!r:.100}"
-    value = own, n, "x" * rng.choice([10, 5_000])
-    d[own] = value
-    assert d[own] == value
-    if n % 5 == 0:
+    if n % 4 == 0:
+        value = own, n, "x" * rng.choice([10, 5_000])
+        d[own] = value
+        assert d[own] == value
+    if n % 16 == 0:
         with d.lock(f"{own}-lock"):
             d[f"{own}-lock"] = own, n
 
@@ -126,13 +127,13 @@ def use_once(d: RemoteDict, own: str, n: int, rng: random.Random) -> None:
 def live(handles: list[RemoteDict], n: int) -> None:
     """Use what the parent has opened."""
     rng = random.Random(n)
+    own = f"child-{n % 7}"
     for d in handles:
-        own = f"child-{n % 7}"
-        for i in range(2):
-            use_once(d, own, 5 * n + i, rng)
-        d[own] = own, "last"
-        assert d[own] == (own, "last")
-        d[f"{own}-lock"] = own, "last"
+        use_once(d, own, n, rng)
+        use_once(d, own, 1, rng)
+    for key in (own, f"{own}-lock"):
+        handles[n % 2][key] = own, "last"
+        assert d[key] == (own, "last")
 
 
 def fork(handles: list[RemoteDict], n: int) -> str:

@@ -42,9 +42,6 @@ class Request(NamedTuple):
     target: str
 
 
-Rule = "Callable[[Request], Fault | None]"
-
-
 class FaultProxy:
     """A proxy before a server of this machine; it runs within a ``with`` statement.
 
@@ -75,8 +72,8 @@ class FaultProxy:
         """Start it."""
         self._thread.start()
         serving = asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=1024)
-        server = asyncio.run_coroutine_threadsafe(serving, self._loop).result()
-        self.port = server.sockets[0].getsockname()[1]
+        self._server = asyncio.run_coroutine_threadsafe(serving, self._loop).result()
+        self.port = self._server.sockets[0].getsockname()[1]
         return self
 
     def __exit__(
@@ -88,10 +85,12 @@ class FaultProxy:
         """Stop it."""
 
         async def stop() -> None:
+            self._server.close()
             tasks = asyncio.all_tasks() - {asyncio.current_task()}
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0.01)  # until the connections are closed
 
         asyncio.run_coroutine_threadsafe(stop(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -133,7 +132,7 @@ class FaultProxy:
         except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
             pass  # somebody has hung up, or it is all over
         finally:
-            writer.close()
+            writer.transport.abort()
 
     async def _exchange(
         self,
@@ -166,6 +165,8 @@ class FaultProxy:
         if fault is Fault.CUT_REPLY:
             writer.write(answer[: len(answer) * 2 // 3])
             await writer.drain()
+            writer.write_eof()
+            await reader.read()  # until the client has seen it
             return False
         if fault is Fault.SILENCE:
             await reader.read()  # until the client gives up

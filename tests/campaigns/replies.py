@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 from campaigns.operations import OPERATIONS, prepare, public_names, seen
 from campaigns.proxy import Fault
+from campaigns.report import short
 from campaigns.sites import site
 from remotedict import RemoteDictError, StoreUnavailableError, UnknownOutcomeError
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from remotedict import RemoteDict
     from workers import Where
 
-FULL, SMALL = 1000, 4
+FULL, SMALL = 1000, 1
 KINDS = ("azure",)
 PATIENCE = 0.7  # of the handles that get no answer any more; seconds
 
@@ -37,14 +38,17 @@ FOR_GOOD = [Fault.LOSE_REQUEST, Fault.LOSE_REPLY]
 
 
 def run(_: str, times: int, rng: random.Random, report: Report) -> None:
-    """Do it; of what might be harmed `times` requests of each operation are, drawn at random."""
+    """Do it: `times` times for each operation and each way, of what might be harmed at random.
+
+    If that is once, the ways take turns.
+    """
     missing = public_names() ^ {operation.name for operation in OPERATIONS}
     report.check(not missing, f"campaigns/operations.py should name, or not: {sorted(missing)}")
     with site("azure") as azure:
         container = azure.fresh()
-        for sdk in (False, True):
-            trial = Trial(azure, container, report, sdk=sdk)
-            for operation in OPERATIONS:
+        ways = [Trial(azure, container, report, sdk=sdk) for sdk in (False, True)]
+        for number, operation in enumerate(OPERATIONS):
+            for trial in ways if times > 1 else [ways[number % 2]]:
                 _harm(trial, operation, times, rng, report)
 
 
@@ -134,7 +138,7 @@ class Trial:
             self._report.check(error is None, f"{where} raised {error!r}")
             self._report.check(
                 error is not None or (result, then) == (self._result, self._after),
-                f"{where} returned {result!r:.200}, and left behind {self._unlike(then)}",
+                f"{where} returned {short(result)}, and left behind {self._unlike(then)}",
             )
 
     def _judge_failure(
@@ -144,7 +148,7 @@ class Trial:
             # What it does beside its answer may be lost: a lock that isn't given back, say.
             right = operation.name in _QUIET or (result, then) == (self._result, self._after)
             self._report.check(
-                right, f"{where} returned {result!r:.200}, and left behind {self._unlike(then)}"
+                right, f"{where} returned {short(result)}, and left behind {self._unlike(then)}"
             )
         elif not isinstance(error, RemoteDictError):
             self._report.wrong(f"{where} raised {error!r}")
@@ -164,7 +168,7 @@ class Trial:
         """Return what is neither as before nor as after the operation."""
         pairs = zip(then, self._before, self._after, strict=True)
         return "; ".join(
-            f"{there!r:.300} (not {before!r:.300})"
+            f"{short(there)} (not {short(before)})"
             for there, before, after in pairs
             if there not in (before, after) or before != after
         )

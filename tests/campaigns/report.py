@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -30,3 +32,13 @@ class Report:
     def __str__(self) -> str:
         counts = ", ".join(f"{what} {times:,}" for what, times in self.counts.items())
         return f"{counts}; {len(self.anomalies)} anomalies"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+_SHORT.maxdict = _SHORT.maxlist = _SHORT.maxtuple = 20
+
+
+def short(value: Any) -> str:
+    """Return a repr that leaves out what is long."""
+    return _SHORT.repr(value)
