@@ -78,6 +78,14 @@ def fuzz(session: nox.Session) -> None:
     session.run("pytest", "tests/test_fuzz.py", "--timeout=0", *others)
 
 
+@nox.session(default=False)
+def faults(session: nox.Session) -> None:
+    """Kill, stop, fork and interrupt processes, and harm requests and disks; see docs/reliability.md."""
+    install(session, "test")
+    with session.chdir("tests"):
+        session.run("python", "-m", "campaigns", *(session.posargs or ["all"]))
+
+
 @nox.session(python=nox.project.python_versions(PYPROJECT), default=False)
 def tests_all(session: nox.Session) -> None:
     """Run the tests on every supported Python that is installed."""

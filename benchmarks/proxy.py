@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import selectors
 import subprocess
 import sys
@@ -31,6 +30,10 @@ from collections import Counter, deque
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+
+from framing import Stream, length
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -171,87 +174,7 @@ class Proxy:
 
 # -- HTTP framing -----------------------------------------------------------------------------
 
-_LINE, _HEAD = b"\r\n", b"\r\n\r\n"
 _TO_THE_END = 1 << 62
-
-
-class _Stream:
-    """One direction of a connection: finds the messages in it, and keeps none of them.
-
-    Parameters
-    ----------
-    began : callable
-        Gets each head; returns how many bytes follow, or None if they come in chunks.
-    took : callable
-        Gets the size of each part of a message.
-    ended : callable
-        Called after the last part.
-    """
-
-    def __init__(
-        self,
-        began: Callable[[bytes], int | None],
-        took: Callable[[int], None],
-        ended: Callable[[], None],
-    ) -> None:
-        self._began, self._took, self._ended = began, took, ended
-        self._kept = b""  # of a head, or of a line, that isn't complete
-        self._messages = self._parse()
-        self._wanted = next(self._messages)
-
-    def feed(self, data: bytes) -> None:
-        """Take the next bytes, cut anywhere."""
-        at = 0
-        while at < len(data):
-            if isinstance(self._wanted, int):
-                step = min(self._wanted, len(data) - at)
-                self._took(step)
-                self._wanted -= step
-                at += step
-                if not self._wanted:
-                    self._wanted = self._messages.send(b"")
-            else:
-                rest = self._kept + data[at:]
-                found = rest.find(self._wanted)
-                if found < 0:
-                    self._kept = rest
-                    return
-                cut = found + len(self._wanted)
-                at += cut - len(self._kept)
-                self._kept = b""
-                self._wanted = self._messages.send(rest[:cut])
-
-    def _parse(self) -> Generator[bytes | int, bytes, None]:
-        """Yield what is wanted: so many bytes, or all up to a mark, which are then sent back."""
-        while True:
-            head = yield _HEAD
-            length = self._began(head)
-            self._took(len(head))
-            if length is None:
-                yield from self._chunks()
-            elif length:
-                yield length
-            self._ended()
-
-    def _chunks(self) -> Generator[bytes | int, bytes, None]:
-        size = -1
-        while size:
-            line = yield _LINE
-            self._took(len(line))
-            size = int(line.partition(b";")[0], 16)
-            if size:
-                yield size + len(_LINE)
-        while line != _LINE:  # the trailer
-            line = yield _LINE
-            self._took(len(line))
-
-
-def _length(head: bytes, otherwise: int) -> int | None:
-    """Return how many bytes follow a head; None for chunks."""
-    if re.search(rb"(?i)\r\ntransfer-encoding:[^\r]*chunked", head):
-        return None
-    found = re.search(rb"(?i)\r\ncontent-length:[ \t]*(\d+)", head)
-    return int(found[1]) if found else otherwise
 
 
 class _Framing:
@@ -262,8 +185,8 @@ class _Framing:
         self._asked: deque[Exchange] = deque()  # without an answer yet
         self._newest = Exchange("", "", 0.0)
         self._interim = False
-        self.up = _Stream(self._request, self._sent, lambda: None)
-        self.down = _Stream(self._response, self._received, self._answered)
+        self.up = Stream(self._request, self._sent, lambda: None)
+        self.down = Stream(self._response, self._received, self._answered)
 
     def close(self) -> None:
         """Take the end of the connection: of answers of no stated length, and of all hope."""
@@ -276,7 +199,7 @@ class _Framing:
         self._newest = Exchange(method.decode(), target.decode(), self._clock())
         self._asked.append(self._newest)
         self._log(self._newest)
-        return _length(head, 0)
+        return length(head, 0)
 
     def _sent(self, size: int) -> None:
         self._newest.up += size
@@ -289,7 +212,7 @@ class _Framing:
         self._asked[0].status = status
         if self._interim or status in {204, 304} or self._asked[0].method == "HEAD":
             return 0
-        return _length(head, _TO_THE_END)
+        return length(head, _TO_THE_END)
 
     def _received(self, size: int) -> None:
         self._asked[0].down += size
@@ -415,7 +338,7 @@ class _Way:
 class _End(asyncio.Protocol):
     """One end of a connection: what comes in is counted, and goes out at the other."""
 
-    def __init__(self, way: _Way, stream: _Stream, framing: _Framing) -> None:
+    def __init__(self, way: _Way, stream: Stream, framing: _Framing) -> None:
         self._way, self._stream, self._framing = way, stream, framing
 
     def data_received(self, data: bytes) -> None:

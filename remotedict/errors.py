@@ -326,15 +326,18 @@ class UnknownOutcomeError(StoreUnavailableError):
 
     Attributes
     ----------
-    commit_id : str
-        The id of the commit in doubt: it is in the history if, and only if, it was applied.
+    commit_id : str or None
+        The id of the commit in doubt: it is in the history if, and only if, it was applied. None
+        for what is no commit, such as a change of `history_policy`.
     """
 
-    def __init__(self, commit_id: str, reason: str) -> None:
+    def __init__(self, commit_id: str | None, reason: str) -> None:
         self.commit_id = commit_id
         super().__init__(
             f"it is unknown whether commit {commit_id} was applied ({reason}); "
             "read the keys to find out before writing them again"
+            if commit_id
+            else f"it is unknown whether the change was applied ({reason}); it may be made again"
         )
 
 

@@ -21,7 +21,13 @@ from backend_contract import (
     new_id,
 )
 from remotedict import LocalDictionary, RemoteDictError
-from remotedict.backend import BackendError, LeaseHeld, LeaseLost, PreconditionFailed
+from remotedict.backend import (
+    BackendError,
+    LeaseHeld,
+    LeaseLost,
+    PreconditionFailed,
+    TransientError,
+)
 from remotedict.backend.local import LocalBackend
 from remotedict.errors import AccessDeniedError, InvalidNameError, StoreUnavailableError
 
@@ -136,6 +142,47 @@ def test_what_a_crash_left_behind_is_not_listed_and_disturbs_nothing(store):
     assert store.get("f/k/x") == (b"more", etag)
     store.delete(["f/k/x"])
     assert list(store.list("")) == []
+
+
+def test_a_lease_that_fails_leaves_nothing(store, monkeypatch):
+    def fail(*args):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fail)
+        with pytest.raises(StoreUnavailableError, match="no space left"):
+            store.lease("f/x", LEASE, lease_id=new_id())
+    assert not [*store.root.rglob("~tmp-*")]
+    store.lease("f/x", LEASE, lease_id=new_id()).release()
+
+
+def test_a_listing_takes_temporary_files_of_dead_processes_away(tmp_path):
+    now = 1_000_000.0
+    store = LocalBackend(tmp_path, clock=lambda: now)
+    store.put("f/x", b"data")
+    for name, age in (("~tmp-old", 86_500), ("~tmp-new", 86_300)):
+        (tmp_path / "f" / name).write_bytes(b"torn")
+        os.utime(tmp_path / "f" / name, (now - age,) * 2)
+    assert [blob.name for blob in store.list("")] == ["f/x"]
+    assert {file.name for file in (tmp_path / "f").iterdir()} == {"x", "~tmp-new"}
+
+
+@pytest.mark.parametrize("condition", ["none", "match"])
+def test_a_put_that_slept_until_its_file_was_taken_away_may_be_tried_again(
+    store, monkeypatch, condition
+):
+    options = {"if_match": store.put("f/x", b"old")} if condition == "match" else {}
+
+    def sleep(handle):
+        for file in store.root.rglob("~tmp-*"):
+            file.unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", sleep)
+        with pytest.raises(TransientError, match="taken away"):
+            store.put("f/x", b"new", **options)
+    assert store.get("f/x").data == b"old" if options else not list(store.list(""))
+    store.put("f/x", b"new", **options)
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,25 @@ def test_out_of_time_the_outcome_is_unknown_and_never_failed(world):
     assert b["k"] == 2
 
 
+def test_a_change_of_policy_that_is_cut_off_has_an_unknown_outcome_too(world):
+    a, b = pair(world, timeout=5)
+
+    def cut_off(act):
+        act()
+        for _ in range(100):
+            world.of(a).at("get", INDEX, lose_request)
+        raise TransientError("lost")
+
+    world.of(a).at("put", INDEX, cut_off)
+    with pytest.raises(UnknownOutcomeError, match="whether the change was applied") as caught:
+        a.history_policy = 7
+    assert caught.value.commit_id is None
+    assert b.history_policy == 7  # it did apply
+    world.of(a).steps.clear()
+    a.history_policy = 7
+    assert b.history_policy == 7
+
+
 def test_a_refusal_in_a_round_of_unknown_outcome_is_said_to_have_written_nothing(world):
     a, _ = pair(world, timeout=5)
     a["there"] = 1

@@ -10,23 +10,20 @@ import signal
 import sys
 import time
 import uuid
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import workers
+from crew import HANG, Crew, crew_of, received
 from workers import Where, token_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from multiprocessing.connection import Connection
-    from multiprocessing.process import BaseProcess
+    from collections.abc import Iterator
     from pathlib import Path
 
     from remotedict import RemoteDict
 
-HANG = 120.0  # seconds after which a process counts as hung
 FORKS = "fork" in multiprocessing.get_all_start_methods()
 METHODS = ["spawn", pytest.param("fork", marks=pytest.mark.skipif(not FORKS, reason="no fork"))]
 
@@ -45,57 +42,6 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> Where:
 def d(where: Where) -> Iterator[RemoteDict]:
     with where.open() as d:
         yield d
-
-
-class Crew:
-    """Processes that end with the test, whatever happens."""
-
-    def __init__(self, method: str) -> None:
-        self.context: Any = multiprocessing.get_context(method)
-        self._started: list[BaseProcess] = []
-        self._ends: list[Connection] = []
-
-    def start(self, target: Callable[..., None], *args: Any) -> BaseProcess:
-        process = self.context.Process(target=target, args=args)
-        with warnings.catch_warnings():
-            # A fork of a process with threads is what users do, and what is tested here.
-            warnings.filterwarnings("ignore", r".*multi-?threaded", DeprecationWarning)
-            process.start()
-        self._started.append(process)
-        return process
-
-    def start_with_report(self, target: Callable[..., None], *args: Any) -> tuple[Any, Connection]:
-        """Start a process whose last argument is a pipe; return it and the end to read."""
-        ours, theirs = self.context.Pipe(duplex=False)
-        self._ends.append(ours)
-        with theirs:  # so that the end of the process is the end of the pipe
-            return self.start(target, *args, theirs), ours
-
-    def join(self, *processes: BaseProcess) -> None:
-        """Wait until processes have ended by themselves, and well."""
-        deadline = time.monotonic() + HANG
-        for process in processes:
-            process.join(max(deadline - time.monotonic(), 0))
-            assert process.exitcode is not None, f"{process} hangs"
-            assert process.exitcode == 0, f"{process} failed: its traceback is in stderr"
-
-    def end(self) -> None:
-        for process in self._started:
-            if process.is_alive():
-                process.kill()
-            process.join()
-            process.close()
-        for end in self._ends:
-            end.close()
-
-
-@contextlib.contextmanager
-def crew_of(method: str) -> Iterator[Crew]:
-    crew = Crew(method)
-    try:
-        yield crew
-    finally:
-        crew.end()
 
 
 @pytest.fixture(params=METHODS)
@@ -123,15 +69,6 @@ def seed() -> int:
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed = {seed}")  # noqa: T201
     return seed
-
-
-def received(report: Connection) -> Any:
-    """Return the next message of a process."""
-    assert report.poll(HANG), "a process hangs"
-    try:
-        return report.recv()
-    except EOFError:
-        pytest.fail("a process ended too early: its traceback is in stderr")
 
 
 # -- many writers, one dictionary -----------------------------------------------------------

@@ -35,12 +35,13 @@ class Where:
     kind: str
     place: str
     connection_string: str | None = None
+    folder: str = "default"
 
     def open(self, **options: Any) -> RemoteDict:
         """Return a handle of this process's own."""
         if self.kind == "azure":
-            return AzureDictionary(self.connection_string, self.place, **options)
-        return LocalDictionary(self.place, **options)
+            return AzureDictionary(self.connection_string, self.place, self.folder, **options)
+        return LocalDictionary(self.place, self.folder, **options)
 
 
 # -- many writers, one dictionary -----------------------------------------------------------

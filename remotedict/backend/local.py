@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 _OURS = "~"  # begins the names of locks, leases and temporary files; no blob's name does
+_TEMPORARY = f"{_OURS}tmp-"
+_ABANDONED = 86_400.0  # seconds after which the process that wrote a temporary file has died
 _LOCK_TIMEOUT = 10.0
 _ATTEMPTS = 10
 _T = TypeVar("_T")
@@ -132,16 +134,12 @@ class LocalBackend:
         """See `Backend.put`."""
         target = self._file(path)
         with _translated(path):
-            temporary, out = _create_temporary(target.parent)
-            try:
+            with _temporary(target.parent) as (temporary, out):
                 etag = _write(out, data)
                 if if_match is None and not if_absent:
-                    _replace(temporary, target)
+                    _put_in_place(temporary, target)
                 else:
                     self._swap(temporary, target, if_match)
-            except BaseException:
-                _unlink(temporary, missing_ok=True)
-                raise
             _sync_folder(target.parent)
         return etag
 
@@ -149,7 +147,7 @@ class LocalBackend:
         with self._locked(target.parent):
             if self._etag(target) != if_match:
                 raise PreconditionFailed(target)
-            _replace(temporary, target)
+            _put_in_place(temporary, target)
 
     def delete(self, paths: Iterable[str]) -> None:
         """See `Backend.delete`."""
@@ -172,12 +170,19 @@ class LocalBackend:
                 where = Path(folder).relative_to(self.root).as_posix()
                 for name in names:
                     path = str(PurePosixPath(where) / name)
-                    if not name.startswith(_OURS) and path.startswith(prefix):
+                    if name.startswith(_TEMPORARY):
+                        self._unlink_abandoned(Path(folder) / name)
+                    elif not name.startswith(_OURS) and path.startswith(prefix):
                         with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                             file = (Path(folder) / name).lstat()
                             if not _is_link(file):
                                 found.append(BlobInfo(path, file.st_size, file.st_mtime))
         yield from sorted(found)
+
+    def _unlink_abandoned(self, temporary: Path) -> None:
+        with contextlib.suppress(OSError):  # it is gone, or this folder may only be read
+            if temporary.stat().st_mtime < self._clock() - _ABANDONED:
+                _unlink(temporary)
 
     def lease(self, path: str, seconds: float, *, lease_id: str, force: bool = False) -> LocalLease:
         """See `Backend.lease`."""
@@ -214,9 +219,9 @@ class LocalBackend:
             return None
 
     def _write_lease(self, target: Path, lease_id: str, seconds: float) -> None:
-        temporary, out = _create_temporary(target.parent)
-        _write(out, msgspec.json.encode(_LeaseFile(lease_id, self._clock() + seconds)))
-        _replace(temporary, _lease_file(target))
+        with _temporary(target.parent) as (temporary, out):
+            _write(out, msgspec.json.encode(_LeaseFile(lease_id, self._clock() + seconds)))
+            _put_in_place(temporary, _lease_file(target))
 
     def close(self) -> None:
         """Do nothing: no file stays open."""
@@ -319,11 +324,25 @@ def _in_folder(folder: Path, act: Callable[[], _T]) -> _T:
     raise StoreUnavailableError(msg)
 
 
-def _create_temporary(folder: Path) -> tuple[Path, BinaryIO]:
-    """Return a new file in `folder`, which is made if it is missing."""
-    file = folder / f"{_OURS}tmp-{uuid.uuid4().hex}"
+@contextlib.contextmanager
+def _temporary(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """Yield a new file in `folder`, which is made if it is missing; it goes if anything fails."""
+    file = folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    return file, _in_folder(folder, lambda: os.fdopen(os.open(file, flags, 0o600), "wb"))
+    out = _in_folder(folder, lambda: os.fdopen(os.open(file, flags, 0o600), "wb"))
+    try:
+        yield file, out
+    except BaseException:
+        _unlink(file, missing_ok=True)
+        raise
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    try:
+        _replace(temporary, target)
+    except FileNotFoundError as exc:  # this process was suspended, and taken for dead
+        msg = f"{str(temporary)!r} was taken away before it was complete"
+        raise TransientError(msg) from exc
 
 
 def _write(out: BinaryIO, data: Data) -> str:

@@ -488,7 +488,7 @@ class _InDoubtError(Exception):
 
 def _raise_if_in_doubt(round_: _Round, doubt: BackendError | None, exc: Exception | None) -> None:
     """Whatever ends a round, it may have been applied if a put of it has had no answer."""
-    if doubt and round_.commits:
+    if doubt:
         raise _InDoubtError(round_.ids, str(exc or doubt)) from exc
 
 
@@ -496,8 +496,9 @@ def _own(exc: BaseException, request: Request | Swap) -> BaseException:
     """Return what a failed round means for one of its requests."""
     if not isinstance(exc, _InDoubtError):
         return exc
-    if isinstance(request, Request) and request.id in exc.ids:
-        unknown = UnknownOutcomeError(request.id.hex(), str(exc))
+    if isinstance(request, Swap) or request.id in exc.ids:
+        commit_id = None if isinstance(request, Swap) else request.id.hex()
+        unknown = UnknownOutcomeError(commit_id, str(exc))
         unknown.__cause__ = exc.__cause__
         return unknown
     return StoreUnavailableError(f"the store gave no usable answer; nothing was written ({exc})")

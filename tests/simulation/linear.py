@@ -7,6 +7,7 @@ Objects", 1993; with the memory of G. Lowe's "Testing for linearizability", 2017
 
 from __future__ import annotations
 
+from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -44,24 +45,39 @@ class Event(NamedTuple):
 
 
 def check(history: Iterable[Call], keys: Iterable[str]) -> list[str]:
-    """Return the keys whose history isn't linearizable."""
+    """Return the keys whose history isn't linearizable; not those that are too hard."""
     wrong = []
     calls = list(history)
     for key in keys:
-        events = []
-        for call in calls:
-            said = _said(call, key)
-            if said is None:
-                events = []
-                break
-            events += said
-        if events and not linearizable(events):
-            wrong.append(key)
+        with suppress(TooHardError):
+            if not linearizable(events_of(calls, key)):
+                wrong.append(key)
     return wrong
 
 
-def linearizable(events: list[Event]) -> bool:
-    """Tell whether there is an order of the events that explains them; True if it is too hard."""
+def events_of(calls: Iterable[Call], key: str) -> list[Event]:
+    """Return what calls say of a key; nothing if that can't be told without asking others."""
+    events: list[Event] = []
+    for call in calls:
+        said = _said(call, key)
+        if said is None:
+            return []
+        events += said
+    return events
+
+
+class TooHardError(Exception):
+    """There are more orders than are looked at."""
+
+
+def linearizable(events: list[Event], nodes: int = _NODES) -> bool:
+    """Tell whether there is an order of the events that explains them.
+
+    Raises
+    ------
+    TooHardError
+        More than `nodes` states would have to be looked at.
+    """
     events = sorted(events)
     everything = sum(1 << n for n, event in enumerate(events) if event.sure)
     seen: set[tuple[int, str | None]] = set()
@@ -73,8 +89,8 @@ def linearizable(events: list[Event]) -> bool:
         if (done, state) in seen:
             continue
         seen.add((done, state))
-        if len(seen) > _NODES:
-            return True
+        if len(seen) > nodes:
+            raise TooHardError
         deadline = min(
             event.last for n, event in enumerate(events) if event.sure and not done >> n & 1
         )

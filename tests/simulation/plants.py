@@ -119,7 +119,7 @@ PLANTS = [
     _plant(
         "out of time, a commit is said to have failed",
         "2",
-        (_COMMITTER + "_raise_if_in_doubt", "if doubt and round_.commits:", "if False:"),
+        (_COMMITTER + "_raise_if_in_doubt", "if doubt:", "if False:"),
     ),
     _plant(
         "a refusal is given on old news",

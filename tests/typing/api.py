@@ -203,7 +203,7 @@ except VersionConflictError as conflict:
     assert_type(conflict.expected, int)
     assert_type(conflict.provided, int | None)
 except UnknownOutcomeError as unknown:
-    assert_type(unknown.commit_id, str)
+    assert_type(unknown.commit_id, str | None)
 except RemoteDictError as error:
     assert_type(error, RemoteDictError)
 
