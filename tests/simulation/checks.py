@@ -122,32 +122,44 @@ def _check_success(world: World, witness: Witness, call: Call) -> None:
                 witness.fail("acknowledged", f"{call} landed only after it had returned")
         _check_effect(witness, call, world.history, known=True)
         return
-    begun = call.begun if not call.stale else _earlier(world, witness, call)
-    begun = _before_rewind(witness, call, begun)
-    if not any(_fits(witness.states[n], call) for n in range(begun, (call.ended or 0) + 1)):
+    states = _current(world, witness, call)
+    if not any(_fits(state, call) for state in states):
         kind = "read" if call.kind in _READS else "lost"
-        seen = [list(s.items.items()) for s in witness.states[begun : (call.ended or 0) + 1]]
+        seen = [list(state.items.items()) for state in states]
         witness.fail(kind, f"{call} returned {call.result!r}; there was {seen}")
 
 
-def _earlier(world: World, witness: Witness, call: Call) -> int:
+def _current(world: World, witness: Witness, call: Call) -> list[State]:
+    """Return the states that a call, if nothing of it has landed, may show."""
+    begun = call.begun
+    if call.stale and not call.landed:
+        begun = _earlier(witness, call)
+    possible = [*range(begun, (call.ended or 0) + 1), *_overtaken(world, call)]
+    return [witness.states[n] for n in possible]
+
+
+def _earlier(witness: Witness, call: Call) -> int:
     """Return how many commits had landed when a stale read may have been current."""
-    del world
     return max(
         (n for n, at in enumerate(witness.times) if at <= call.called - call.stale), default=0
     )
 
 
-def _before_rewind(witness: Witness, call: Call, begun: int) -> int:
-    """Return which state a read may show if the index went back shortly before its call.
+def _overtaken(world: World, call: Call) -> list[int]:
+    """Return which states from before a rewind a call may show: what its handle learnt meanwhile.
 
-    An answer sent before that may arrive after it: what it says is then the newest that is known.
-    Only the next look can tell.
+    An answer that was sent before the rewind may arrive after one that was sent later. Both
+    requests were under way at once: so, for all that the handle can know, nothing went back, and
+    the one was carried out after the other (see rule 16).
     """
-    for n in witness.rewinds:
-        if n <= begun and witness.times[n] > call.called - 60:
-            return n - 1
-    return begun
+    witness = world.witness
+    return [
+        n
+        for time, client, head in world.learnt
+        if client == call.handle[0] and call.called <= time <= call.returned
+        for n in witness.numbers(head)
+        if any(n < rewind <= (call.ended or 0) for rewind in witness.rewinds)
+    ]
 
 
 def _fits(state: State, call: Call) -> bool:
@@ -198,15 +210,13 @@ def _check_inside(witness: Witness, call: Call, history: list[Call]) -> None:
     key, token, seen, begun = call.args
     if any(
         other.handle == call.handle
-        and (
-            (other.kind in {"unlock", "force"} and key in other.args)
-            # A loss is said once to each handle, and may be said to another thread of it.
-            or (isinstance(other.error, LockLostError) and other.thread != call.thread)
-        )
+        and other.kind in {"unlock", "force"}
+        and key in other.args
+        and not isinstance(other.error, LockLostError)
         for other in history
         if other.begun <= (call.ended or len(witness.states)) and (other.ended or begun) >= begun
     ):
-        return  # another thread of the handle has given the lock up, or knows that it is lost
+        return  # another thread of the handle has given the lock up
     for n in call.landed:
         before, after = witness.states[n - 1], witness.states[n]
         if before.items.get(key) != seen and not _own(witness, call, n):
@@ -246,10 +256,7 @@ def _check_mirrored(witness: Witness, call: Call) -> None:
 
 def _justified(world: World, witness: Witness, call: Call, error: BaseException) -> bool:
     """Tell whether something between call and return was a reason for an error."""
-    begun, ended = call.begun, call.ended or 0
-    if call.stale and not call.landed:
-        begun = _earlier(world, witness, call)
-    states = witness.states[begun : ended + 1]
+    states = _current(world, witness, call)
     if isinstance(error, AccessDeniedError):
         return world.faulty("deny")
     if isinstance(error, ClosedError):

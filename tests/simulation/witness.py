@@ -434,6 +434,14 @@ class Witness:
         """Whether the index asks for a feature that older clients don't know."""
         return bool(self.index and self.index.features)
 
+    def numbers(self, commit_id: bytes) -> list[int]:
+        """Return after which landings a commit was the newest: several, if it was made again."""
+        return [
+            n
+            for n, landing in enumerate(self.landings)
+            if landing and landing.commit.id == commit_id
+        ]
+
     def by_seq(self, seq: int) -> State | None:
         """Return the state as of a commit of the branch that there is now."""
         if seq == 0:

@@ -14,6 +14,7 @@ from greenlet import getcurrent
 import remotedict.session
 from remotedict import RemoteDict
 from remotedict.engine import reader, upkeep, values
+from remotedict.engine.index import IndexBlob, Known
 from remotedict.engine.runtime import AbandonedError
 from remotedict.errors import RemoteDictError
 from remotedict.features import locks
@@ -29,7 +30,7 @@ from simulation.store import Store
 from simulation.witness import Violation, Witness
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from simulation.scenario import Blow, Scenario
 
@@ -77,6 +78,7 @@ class World:
         self._ticks = 0
         self.watchers: list[Watcher] = []
         self.handles: list[RemoteDict] = []
+        self.learnt: list[tuple[float, str, bytes]] = []  # when, which client, and which commit
         self._rng = random.Random(seed * 8 + 2)
         self._ids = random.Random(seed * 8 + 3)
         self._networks: list[Network] = []
@@ -124,6 +126,17 @@ class World:
     def runtime(self) -> SimRuntime:
         """Return the runtime of the process that runs now."""
         return self.runtimes[getcurrent().process]
+
+    def listening(self, publish: Callable[..., Known]) -> Callable[..., Known]:
+        """Return what also takes down when which client has learnt of a commit."""
+
+        def listened(index: IndexBlob, known: Known) -> Known:
+            known = publish(index, known)
+            client = getcurrent().process.name[0]
+            self.learnt.append((self.scheduler.now, client, known.state.head))
+            return known
+
+        return listened
 
     # -- what befalls them ------------------------------------------------------------------
 
@@ -282,6 +295,9 @@ def tuned(tuning: dict[str, Any], world: World) -> Iterator[None]:
             setattr(module, name, value)
     before.append((records, "FEATURES", records.FEATURES))
     records.FEATURES = _Features()
+    if any(blow.kind == "rewind" for blow in world.scenario.blows):
+        before.append((IndexBlob, "_publish", IndexBlob._publish))
+        IndexBlob._publish = world.listening(IndexBlob._publish)  # type: ignore[method-assign]
     session = remotedict.session
     before.append((session, "default_runtime", session.default_runtime))
     session.default_runtime = world.runtime
