@@ -323,7 +323,7 @@ def simulate(scenario: Scenario, *, trace: bool = False) -> Report:
             finally:
                 world.close()
     finally:
-        if next(_runs) % 100 == 0:
+        if next(_runs) % 50 == 0:
             gc.collect()
         if collects:
             gc.enable()
