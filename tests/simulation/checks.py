@@ -22,6 +22,7 @@ from remotedict.errors import (
     LockNotHeldError,
     SnapshotExpiredError,
     StoreUnavailableError,
+    UnknownCommitError,
     UnknownOutcomeError,
     VersionConflictError,
 )
@@ -49,6 +50,15 @@ _READS = {
     "version",
     "metadata",
     "query",
+    "values",
+    "pairs_backwards",
+    "has_pair",
+    "equal",
+    "merged",
+    "glob",
+    "shown",
+    "info",
+    "get_file",
     "at",
     "snapshot",
     "locks",
@@ -116,6 +126,10 @@ def _check_success(world: World, witness: Witness, call: Call) -> None:
         return
     if call.kind in _OTHER:
         return
+    if call.kind in {"history", "diff"}:
+        if not witness.rewinds:
+            _check_past(world, witness, call)
+        return
     if call.landed:
         for n in call.landed:
             if n > (call.ended or 0):
@@ -160,6 +174,49 @@ def _overtaken(world: World, call: Call) -> list[int]:
         for n in witness.numbers(head)
         if any(n < rewind <= (call.ended or 0) for rewind in witness.rewinds)
     ]
+
+
+def _check_past(world: World, witness: Witness, call: Call) -> None:
+    """See that what is said of commits is so, as of a moment of the call."""
+    forgotten = {c.args[0] for c in world.history if c.kind == "forget"}
+    right = _history if call.kind == "history" else _diff
+    if not any(right(witness, state, call, forgotten) for state in _current(world, witness, call)):
+        witness.fail("read", f"{call} returned {call.result}")
+
+
+def _history(witness: Witness, state: State, call: Call, forgotten: set[str]) -> bool:
+    """Tell whether changes of a key are those that there were, newest first.
+
+    Old ones may be kept no longer; what the newest value is from is known as long as it is there.
+    """
+    (key,) = call.args
+    happened = [
+        (event.seq, event.kind)
+        for commit in witness.commits[: state.seq]
+        for event in events(commit)
+        if event.key == key
+    ][::-1]
+    if key in forgotten:
+        return set(call.result) <= set(happened)
+    newest = next((one for one in happened if one[1] in {"set", "delete"}), None)
+    rest = iter(happened)
+    in_order = all(one in rest for one in call.result)
+    return in_order and (newest is None or newest in call.result)
+
+
+def _diff(witness: Witness, state: State, call: Call, forgotten: set[str]) -> bool:
+    """Tell whether keys differ between two states as is said."""
+    del witness
+    one = call.args[1]
+    expected = {}
+    for key in {*one.items, *state.items} - forgotten:
+        if key not in one.items or key not in state.items:
+            expected[key] = "removed" if key in one.items else "added"
+        elif one.versions[key] != state.versions[key]:
+            expected[key] = "changed"
+        elif one.metadata.get(key) != state.metadata.get(key):
+            expected[key] = "metadata"
+    return {k: v for k, v in call.result.items() if k not in forgotten} == expected
 
 
 def _fits(state: State, call: Call) -> bool:
@@ -269,7 +326,7 @@ def _justified(world: World, witness: Witness, call: Call, error: BaseException)
         return world.rough or "other writers were quicker" in str(error)
     if call.kind == "mirrored" and isinstance(error, KeyNotFoundError):
         return True
-    if isinstance(error, VersionConflictError | KeyNotFoundError):
+    if isinstance(error, VersionConflictError | KeyNotFoundError | TypeError):
         return any(_refuses(state, call, error) for state in states)
     if isinstance(error, ConflictError):
         return _conflicts(world, call, error)
@@ -294,8 +351,8 @@ def _justified(world: World, witness: Witness, call: Call, error: BaseException)
         return bool(witness.drops) or any(c.kind == "forget" for c in world.history)
     if isinstance(error, TimeoutError):
         return call.args == ("wait_for",)
-    if type(error).__name__ == "UnknownCommitError":
-        return call.kind == "open"
+    if isinstance(error, UnknownCommitError):
+        return call.kind in {"open", "diff"} and not states[0].seq
     return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from contextlib import suppress
@@ -17,7 +18,7 @@ from simulation.calls import Call
 from simulation.scheduler import Future, Killed, Process, Thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from simulation.network import Network
     from simulation.runtime import SimRuntime
@@ -288,6 +289,89 @@ class _User:
                     self.nap()
             call.result = seen
 
+    def values(self) -> None:
+        with self.call("values", ()) as call:
+            call.result = [values.shrink(value) for value in self.d.values()]
+
+    def pairs_backwards(self) -> None:
+        with self.call("pairs_backwards", ()) as call:
+            call.result = [(k, values.shrink(v)) for k, v in reversed(self.d.items())]
+
+    def has_pair(self) -> None:
+        key, d = self.key(), self.d
+        with self.call("get_default", (key,)) as call:
+            found = d.get(key)
+            call.result = found if found is None else values.shrink(found)
+        if call.result is not None:
+            self.nap()
+            with self.call("has_pair", (key, call.result)) as call:
+                call.result = (key, found) in d.items()
+
+    def equal(self) -> None:
+        d = self.d
+        with self.call("copy", ()) as call:
+            found = d.copy()
+            call.result = [(key, values.shrink(value)) for key, value in found.items()]
+        self.nap()
+        with self.call("equal", dict(call.result)) as call:
+            call.result = d == found
+
+    def merged(self) -> None:
+        key, token = self.key(), self.token()
+        with self.call("merged", (key, token)) as call:
+            found = self.d | {key: values.expand(token)}
+            call.result = [(key, values.shrink(value)) for key, value in found.items()]
+
+    def glob(self) -> None:
+        pattern = self.rng.choice(("k[02]", "k*", "k1"))
+        with self.call("glob", (pattern,)) as call:
+            call.result = self.d.glob(pattern)
+
+    def shown(self) -> None:
+        with self.call("shown", ()) as call:
+            call.result = list(self.d.index.index)
+
+    def info(self) -> None:
+        with self.call("info", ()) as call:
+            rows = self.d.info().reset_index().to_dict("records")
+            call.result = [
+                (row["key"], row["version"], bool(row["metadata"]), row["type"] == "bytes")
+                for row in rows
+            ]
+
+    def history(self) -> None:
+        key = self.key()
+        with self.call("history", (key,)) as call:
+            rows = self.d.history(key)[["seq", "kind", "version"]].values.tolist()
+            call.result = [(seq, kind) for seq, kind, _ in rows]
+
+    def diff(self) -> None:
+        """Compare what the handle knows with what is current."""
+        since = self.known_seq()
+        with self.call("diff", (since, self.world.witness.by_seq(since))) as call:
+            call.result = self.d.diff(since)["change"].to_dict()
+
+    def get_file(self) -> None:
+        """Read bytes as a file, at once or in small pieces."""
+        key, into = self.key(), io.BytesIO()
+        slow = self.rng.random() < 0.4
+        with suppress(TypeError), self.call("get_file", (key,)) as call:
+            if self.rng.random() < 0.5:
+                self.d.get_file(key, into)
+            else:
+                with self.d.open(key) as file:
+                    while data := file.read(700):
+                        into.write(data)
+                        if slow:
+                            self.nap()
+            call.result = values.shrink(into.getvalue())
+
+    def known_seq(self) -> int:
+        """Return a commit that the handle knows, perhaps not the newest."""
+        known = self.d._engine.index.known
+        newest = known.state.seq if known else 0
+        return max(newest - self.rng.randint(0, 3), 1)
+
     def copy(self) -> None:
         with self.call("copy", ()) as call:
             call.result = [(key, values.shrink(v)) for key, v in self.d.copy().items()]
@@ -318,14 +402,30 @@ class _User:
 
     def snapshot(self) -> None:
         """Take one, and look into it later."""
-        with self.call("snapshot", ()) as call:
-            snapshot = self.d.snapshot()
-            call.result = snapshot.seq
-        state = self.world.witness.by_seq(snapshot.seq)
+        witness = self.world.witness
+        if self.rng.random() < 0.3:
+            seq = self.known_seq()
+            before = witness.forgotten_since(seq)
+            with self.call("open", ("snapshot", seq)):
+                snapshot = self.d.snapshot(seq)
+            if before != witness.forgotten_since(seq):
+                return  # whether it still has what was forgotten just now nobody can say
+        else:
+            before = set()
+            with self.call("snapshot", ()) as call:
+                snapshot = self.d.snapshot()
+                call.result = snapshot.seq
+        state = witness.by_seq(snapshot.seq)
+        if state and before:
+            state = state.copy()
+            for key in before:
+                state.forget(key)
         for _ in range(self.rng.randint(1, 2)):
             self.nap()
+            whole = self.rng.random() < 0.5
             with self.call("seen", state) as call:
-                call.result = [(k, values.shrink(v)) for k, v in snapshot.items()]
+                pairs = snapshot.copy().items() if whole else snapshot.items()
+                call.result = [(k, values.shrink(v)) for k, v in pairs]
 
     # -- writes -----------------------------------------------------------------------------
 
@@ -338,6 +438,34 @@ class _User:
         pairs = [(key, self.token()) for key in self.some_keys()]
         with self.call("set", pairs):
             self.d.update({key: values.expand(token) for key, token in pairs})
+
+    def update(self) -> None:
+        """Set many from a generator, which takes its time; it may name a key twice."""
+        count = self.rng.randint(1, 2 * self.world.scenario.keys)
+        pairs = [(self.key(), self.token()) for _ in range(count)]
+        slow = self.rng.random() < 0.3
+
+        def generated() -> Iterator[tuple[str, Any]]:
+            for key, token in pairs:
+                if slow:
+                    self.nap()
+                yield key, values.expand(token)
+
+        last = dict(pairs)
+        with self.call("set", list(last.items())):
+            if self.rng.random() < 0.3:
+                d = self.d
+                d |= dict(generated())
+            else:
+                self.d.update(generated())
+
+    def put_file(self) -> None:
+        key = self.key()
+        self._tokens += 1
+        size = self.rng.choice(self.world.scenario.sizes)
+        token = values.token(self.name, self._tokens, size, binary=True)
+        with self.call("set", [(key, token)]):
+            self.d.put_file(key, io.BytesIO(values.raw(token)))
 
     def put(self) -> None:
         key, token, d = self.key(), self.token(), self.d
@@ -422,31 +550,44 @@ class _User:
     def commit(self) -> None:
         self._several(self.d.commit(), reads=False)
 
+    def run(self) -> None:
+        """Run a transaction again and again until there is no conflict."""
+        steps: list[tuple[str, Any, Any]] = []
+
+        def fn(t: Any) -> None:
+            steps.clear()
+            self._steps(steps, t, reads=True)
+
+        with self.call("transaction", steps):
+            self.d.run(fn, timeout=20)
+
     def _several(self, context: Any, *, reads: bool) -> None:
         steps: list[tuple[str, Any, Any]] = []
-        rng = self.rng
         with self.call("transaction", steps), context as t:
-            here: Any = t if reads else self.d
-            written: set[str] = set()
-            for _ in range(rng.randint(1, 4)):
-                key, how = self.key(), rng.random()
-                if reads and how < 0.4:
-                    found = here.get(key)
-                    steps.append(("read", key, found if found is None else values.shrink(found)))
-                elif reads and how < 0.5:
-                    found = list(here)
-                    steps.append(("scan", None, found))
-                elif how < 0.85 or (not reads and key not in written):
-                    token = self.token()
-                    here[key] = values.expand(token)
-                    steps.append(("set", key, token))
-                    written.add(key)
-                elif not reads or key in here:
-                    del here[key]
-                    steps.append(("delete", key, None))
-                    written.discard(key)
-                if rng.random() < 0.3:
-                    self.nap()
+            self._steps(steps, t if reads else self.d, reads=reads)
+
+    def _steps(self, steps: list[tuple[str, Any, Any]], here: Any, *, reads: bool) -> None:
+        rng = self.rng
+        written: set[str] = set()
+        for _ in range(rng.randint(1, 4)):
+            key, how = self.key(), rng.random()
+            if reads and how < 0.4:
+                found = here.get(key)
+                steps.append(("read", key, found if found is None else values.shrink(found)))
+            elif reads and how < 0.5:
+                found = list(here)
+                steps.append(("scan", None, found))
+            elif how < 0.85 or (not reads and key not in written):
+                token = self.token()
+                here[key] = values.expand(token)
+                steps.append(("set", key, token))
+                written.add(key)
+            elif not reads or key in here:
+                del here[key]
+                steps.append(("delete", key, None))
+                written.discard(key)
+            if rng.random() < 0.3:
+                self.nap()
 
     def forget(self) -> None:
         key = self.key()

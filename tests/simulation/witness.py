@@ -24,7 +24,7 @@ from remotedict.pure.records import (
     Unlock,
     decode,
 )
-from simulation.values import TOKEN, expand
+from simulation.values import TOKEN, raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -383,7 +383,8 @@ class Witness:
         if data is None or generation not in data:
             return None
         found = TOKEN.search(data)
-        if found is None or expand(found[0].decode()).encode() not in data:
+        # Its beginning and its end: the chunks between them have heads of their own.
+        if found is None or raw(found[0].decode())[-8:] not in data[found.start() :]:
             return None
         return found[0].decode()
 
@@ -441,6 +442,11 @@ class Witness:
             for n, landing in enumerate(self.landings)
             if landing and landing.commit.id == commit_id
         ]
+
+    def forgotten_since(self, seq: int) -> set[str]:
+        """Return the keys that were forgotten after a commit."""
+        changes = (change for commit in self.commits[seq:] for change in commit.changes)
+        return {change.key for change in changes if isinstance(change, Forget)}
 
     def by_seq(self, seq: int) -> State | None:
         """Return the state as of a commit of the branch that there is now."""

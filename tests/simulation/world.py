@@ -13,12 +13,12 @@ from greenlet import getcurrent
 
 import remotedict.session
 from remotedict import RemoteDict
-from remotedict.engine import reader, upkeep, values
+from remotedict.engine import core, reader, rewrite, upkeep, values
 from remotedict.engine.index import IndexBlob, Known
 from remotedict.engine.runtime import AbandonedError
 from remotedict.errors import RemoteDictError
-from remotedict.features import locks
-from remotedict.pure import plan, records, state
+from remotedict.features import files, locks
+from remotedict.pure import codec, plan, records, state
 from remotedict.pure.naming import Layout
 from simulation import checks
 from simulation.calls import Call
@@ -284,7 +284,11 @@ def tuned(tuning: dict[str, Any], world: World) -> Iterator[None]:
         "CHECKPOINT_MIN": [plan],
         "LOG_SECONDS": [upkeep],
         "PIECE_BYTES": [reader, values],
-        "PACK_BYTES": [values],
+        "PACK_BYTES": [values, core, rewrite],
+        "CHUNK_BYTES": [codec],
+        "_SMALL": [files],
+        "_UPLOAD_ITEMS": [core],
+        "_WINDOW_ITEMS": [core],
         "LEASE_SECONDS": [locks],
         "RECENT_IDS": [state],
     }
