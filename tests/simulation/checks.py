@@ -6,7 +6,7 @@ of it between its call and its return.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from remotedict.errors import (
     AccessDeniedError,
@@ -26,14 +26,18 @@ from remotedict.errors import (
     UnknownOutcomeError,
     VersionConflictError,
 )
-from remotedict.features.events import events
+from remotedict.features.events import Event, events
 from remotedict.pure.records import Unlock
 from simulation import linear, values
 from simulation.calls import MODELS, Impossible, Refused
+from simulation.clients import Watcher
 
 if TYPE_CHECKING:
     from remotedict import RemoteDict
+    from remotedict.features.mirror import Mirror
+    from remotedict.pure.records import Commit
     from simulation.calls import Call
+    from simulation.clients import Watched
     from simulation.witness import State, Witness
     from simulation.world import World
 
@@ -65,6 +69,21 @@ _READS = {
 }
 _OTHER = {"open", "upgrade", "close", "policy", "seen", "mirrored", "force", "leave"}
 _LOCKS = {"lock", "unlock"}
+_SLOW = {"items", "get_file", "equal", "has_pair"}  # they pause in between
+_QUICK = (_READS - _SLOW) | {
+    "put",
+    "delete",
+    "pop",
+    "popitem",
+    "setdefault",
+    "clear",
+    "annotate",
+    "copy_item",
+    "revert",
+    "forget",
+    "policy",
+    "unlock",
+}
 _UNKNOWN = (UnknownOutcomeError, KeyboardInterrupt)
 
 
@@ -77,10 +96,10 @@ def check(world: World) -> None:
         names = [f"k{n}" for n in range(world.scenario.keys)]
         for key in linear.check(world.history, names):
             witness.fail("linear", f"the calls on {key} have no order that explains them")
-        for watcher in world.watchers:
-            _check_watcher(world, watcher)
     else:
         _check_rewinds(world)
+    for watcher in world.watchers:
+        _check_watcher(world, watcher)
     _check_interrupts(world)
 
 
@@ -94,8 +113,11 @@ def _check_call(world: World, witness: Witness, call: Call) -> None:
     if call.ended is None:  # killed
         _check_effect(witness, call, world.history, known=False)
         return
+    _check_time(world, call)
     error = call.error
     if error is None:
+        if call.called > witness.upgraded_at and not (_knows(witness, call) or witness.rewinds):
+            witness.fail("format", f"{call} used a format that it doesn't know")
         _check_success(world, witness, call)
         return
     if isinstance(error, _UNKNOWN):
@@ -112,6 +134,21 @@ def _check_call(world: World, witness: Witness, call: Call) -> None:
         witness.fail("acknowledged", f"{call} raised {error!r}, but has landed")
     if not _justified(world, witness, call, error):
         witness.fail("error", f"{call} raised {type(error).__name__}: {error}")
+
+
+def _check_time(world: World, call: Call) -> None:
+    """See that nothing takes minutes where nobody is slow, and nothing goes wrong."""
+    latency = max(client.weather.latency for client in world.scenario.clients)
+    smooth = not any(client.weather.spikes for client in world.scenario.clients)
+    took = call.returned - call.called
+    if smooth and not world.rough and call.kind in _QUICK and took > 30 + 100 * latency:
+        world.witness.fail("slow", f"{call} took {took:.0f} s")
+
+
+def _knows(witness: Witness, call: Call) -> bool:
+    """Tell whether a call needn't, or may, know the newest format."""
+    newer = call.handle[0] in witness.newer
+    return newer or bool(call.stale) or call.kind in {"seen", "mirrored", "close", "leave"}
 
 
 def _check_success(world: World, witness: Witness, call: Call) -> None:
@@ -323,6 +360,8 @@ def _justified(world: World, witness: Witness, call: Call, error: BaseException)
     if isinstance(error, DictionaryChangedError):
         return bool(witness.rewinds)
     if isinstance(error, StoreUnavailableError):
+        if "removed as garbage" in str(error):
+            return any(c.kind == "forget" for c in world.history)
         return world.rough or "other writers were quicker" in str(error)
     if call.kind == "mirrored" and isinstance(error, KeyNotFoundError):
         return True
@@ -388,10 +427,19 @@ def _conflicts(world: World, call: Call, error: ConflictError) -> bool:
 # -- followers -------------------------------------------------------------------------------
 
 
-def _check_watcher(world: World, watcher: Any) -> None:
-    """See that a watcher was told each change once, in order, and none that there wasn't."""
+def behind(world: World, one: Watched) -> bool:
+    """Tell whether a watch or a mirror that is still there lacks something."""
     witness = world.witness
-    error = watcher.error
+    if not one.is_there() or witness.rewinds:
+        return False
+    if not isinstance(one, Watcher):
+        return bool(one.follower.seq != witness.state.seq)
+    return len(_seen(world, one)) < len(_expected(world, one, witness.commits))
+
+
+def _check_watcher(world: World, watcher: Watcher) -> None:
+    """See that a watcher was told each change once, in order, and none that there wasn't."""
+    witness, error = world.witness, watcher.error
     if (
         error is not None
         and not isinstance(
@@ -403,22 +451,34 @@ def _check_watcher(world: World, watcher: Any) -> None:
             | FormatVersionError,
         )
         and not (isinstance(error, CorruptBlobError) and world.faulty("truncate"))
+        and not (isinstance(error, DictionaryChangedError) and witness.rewinds)
     ):
         witness.fail("watch", f"{watcher.name} ended with {error!r}")
-    seen = [(event.seq, event.position, event.kind, event.key) for event in watcher.events]
-    if not seen:
-        return
-    first = seen[0][0] if watcher.since is None else watcher.since + 1
+    seen = _seen(world, watcher)
+    branches = [*witness.branches, witness.commits]
+    if not any(seen == _expected(world, watcher, commits)[: len(seen)] for commits in branches):
+        expected = _expected(world, watcher, witness.commits)
+        witness.fail("watch", f"{watcher.name} saw {seen}, not {expected}")
+
+
+def _seen(world: World, watcher: Watcher) -> list[tuple[str, int, str, str]]:
+    return _told(world, watcher.events)
+
+
+def _expected(
+    world: World, watcher: Watcher, commits: list[Commit]
+) -> list[tuple[str, int, str, str]]:
+    return _told(world, [event for one in commits[watcher.since :] for event in events(one)])
+
+
+def _told(world: World, told: list[Event]) -> list[tuple[str, int, str, str]]:
+    """Return what tells events apart, but for those of keys that are forgotten."""
     forgotten = {call.args[0] for call in world.history if call.kind == "forget"}
-    expected = [
-        (event.seq, event.position, event.kind, event.key)
-        for commit in witness.commits[first - 1 : seen[-1][0]]
-        for event in events(commit)
+    return [
+        (event.commit, event.position, event.kind, event.key)
+        for event in told
         if event.key not in forgotten
     ]
-    seen = [one for one in seen if one[3] not in forgotten]
-    if seen != expected[: len(seen)]:
-        witness.fail("watch", f"{watcher.name} saw {seen}, not {expected}")
 
 
 def _check_rewinds(world: World) -> None:
@@ -454,7 +514,7 @@ def _check_interrupts(world: World) -> None:
 # -- the end ---------------------------------------------------------------------------------
 
 
-def everything(d: RemoteDict) -> list[tuple[str, str]]:
+def everything(d: RemoteDict | Mirror) -> list[tuple[str, str]]:
     """Return all pairs."""
     return [(key, values.shrink(value)) for key, value in d.copy().items()]
 

@@ -49,17 +49,36 @@ class Place:
         return self
 
 
-class Watcher:
-    """What one watch has handed out."""
+class Watched:
+    """What follows the dictionary: a mirror, or a watch."""
 
-    def __init__(self, name: str, handle: str, since: int | None) -> None:
-        self.name = name
-        self.handle = handle
-        self.since = since
+    def __init__(self, user: _User, follower: Any) -> None:
+        self.name = user.name
+        self.client = user.client
+        self.handle = user.client.handle
+        self.process = user.client.process
+        self.follower = follower
+
+    def is_there(self) -> bool:
+        """Tell whether it still follows."""
+        mine = self.process.alive and self.client.handle == self.handle
+        return mine and not self.follower._signal.given
+
+
+class Watcher(Watched):
+    """What one watch has handed out, from a commit on."""
+
+    def __init__(self, user: _User, watch: Any) -> None:
+        super().__init__(user, watch)
+        self.since = watch._after
         self.events: list[Any] = []
-        self.process: Process | None = None
-        self.slow = False
         self.error: BaseException | None = None
+        self.subscription: Any = None
+
+    def is_there(self) -> bool:
+        if self.subscription is not None:
+            self.error = self.subscription.error
+        return super().is_there() and self.error is None
 
 
 class VirtualClient:
@@ -591,8 +610,9 @@ class _User:
 
     def forget(self) -> None:
         key = self.key()
-        with self.call("forget", (key,)):
+        with self.call("forget", (key,)) as call:
             self.d.forget(key)
+        self.world.witness.check_forgotten(key, call)
 
     # -- locks ------------------------------------------------------------------------------
 
@@ -616,13 +636,17 @@ class _User:
             self.d.unlock_item(keys, force=True)
 
     def section(self) -> None:
-        """Read and write a key while it is locked."""
+        """Read and write a key while it is locked, perhaps with another one."""
         rng, key = self.rng, self.key()
-        wait, timeout = rng.random() < 0.8, rng.choice((1.0, 30.0, 60.0))
+        keys = [key, other] if (other := self.key()) != key else [key]
+        rng.shuffle(keys)
+        # Who has the keys for ever isn't waited for without end.
+        patience = () if "lock" in self.world.scenario.kinds else (None, None)
+        wait, timeout = rng.random() < 0.8, rng.choice((1.0, 30.0, 60.0, *patience))
         duration = rng.choice((None, None, 2, 10))
         d, handle = self.d, self.client.handle  # another thread may open the dictionary anew
-        section = d.lock(key, duration=duration, wait=wait, timeout=timeout)
-        with self.call("lock", ([key], duration, wait, timeout)):
+        section = d.lock(*keys, duration=duration, wait=wait, timeout=timeout)
+        with self.call("lock", (keys, duration, wait, timeout)):
             section.__enter__()
         error: BaseException | None = None
         try:
@@ -640,7 +664,7 @@ class _User:
             raise
         finally:
             if getcurrent().process.alive:
-                with self.call("leave", (key,)) as call:
+                with self.call("leave", tuple(keys)) as call:
                     call.handle = handle
                     cls = type(error) if error else None
                     section.__exit__(cls, error, None)
@@ -664,13 +688,11 @@ class _User:
         """Follow the changes in a thread of its own, at times slowly."""
         rng = random.Random(self.rng.random())
         since = rng.choice((None, 0, None, 1))
-        watcher = Watcher(self.name, self.client.handle, since)
         with self.call("open", ("watch", since)):
             watch = self.d.watch(since, poll=(0.2, 3.0))
-            watcher.since = watch._after
+        watcher = Watcher(self, watch)
         self.world.watchers.append(watcher)
-        watcher.process = self.client.process
-        slow = watcher.slow = rng.random() < 0.3
+        slow = rng.random() < 0.3
         scheduler = self.world.scheduler
 
         def follow() -> None:
@@ -686,20 +708,24 @@ class _User:
         scheduler.begin(follow, self.client.process, None)
 
     def on_change(self) -> None:
-        watcher = Watcher(self.name, self.client.handle, None)
+        events: list[Any] = []
         with self.call("open", ("on_change",)):
-            subscription = self.d.on_change(watcher.events.append, poll=(0.2, 3.0))
-            watcher.since = None
+            subscription = self.d.on_change(events.append, poll=(0.2, 3.0))
+        watcher = Watcher(self, subscription._watch)
+        watcher.events, watcher.subscription = events, subscription
         self.world.watchers.append(watcher)
         self.client.ends.append(subscription.stop)
 
     def mirror(self) -> None:
         client, rng = self.client, self.rng
         with self.call("open", ("mirror",)):
-            mirror = self.d.mirror(prefetch=rng.random() < 0.5, poll=(0.2, 3.0))
+            poll = rng.choice(((0.2, 3.0), (0.01, 0.1)))
+            mirror = self.d.mirror(prefetch=rng.random() < 0.6, poll=poll)
+        self.world.mirrors.append(Watched(self, mirror))
         newest = 0
-        for _ in range(3):
-            self.nap()
+        for _ in range(rng.choice((3, 10, 30))):
+            if rng.random() < 0.7:
+                self.nap()
             key = self.key()
             with self.call("mirrored", [key, mirror.seq, None, newest]) as call:
                 call.result = values.shrink(mirror[key])

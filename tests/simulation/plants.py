@@ -471,15 +471,82 @@ PLANTS = [
             "if unknown := []:",
         ),
     ),
+    _plant(
+        "what is known of places is kept though bytes have moved",
+        "14",
+        ("engine.reader:Reader.wanted", "if new.moved != old.moved:", "if False:"),
+    ),
+    _plant(
+        "bytes are moved though a newer commit names the old ones",
+        "14",
+        ("engine.rewrite:Rewrite._swapped", "change.place.blob in tainted", "False"),
+    ),
+    _plant(
+        "a watch hands a commit out again after a lost connection",
+        "",
+        ("features.watch:Watch.__next__", "                self._after = commit.seq\n", ""),
+        ("features.watch:Watch.__next__", " if (e.seq, e.position) > self._done", ""),
+        (
+            "features.watch:Watch._commit",
+            "            if self._known.state.seq > self._after:\n",
+            (
+                "            self._after = max(self._after, self._done[0])\n"
+                "            if self._known.state.seq > self._after:\n"
+            ),
+        ),
+        (
+            "features.watch:Watch._commit",
+            "self._commits, self._looked = iter(()), True",
+            (
+                "self._commits = self._engine().commits.after(self._after, self._known)\n"
+                "            self._looked = True"
+            ),
+        ),
+    ),
+    _plant(
+        "a mirror shows what it has learnt last, not the newest",
+        "",
+        ("features.mirror:Mirror._take", "if _revision(held) > _revision(self._now):", "if True:"),
+    ),
+    _plant(
+        "forget leaves bytes in what other keys share with the key",
+        "",
+        (
+            "engine.rewrite:Rewrite._tainted",
+            "return tainted | {place.blob for place in self._places if place.blob in shared}",
+            "return set()",
+        ),
+    ),
+    _plant(
+        "an interrupted write is submitted all the same",
+        "",
+        ("engine.runtime:_Job.still_wanted", "if self._abandoned:", "if False:"),
+    ),
+    _plant(
+        "a critical section takes its keys in the order in which they are named",
+        "10",
+        (
+            "features.critical:CriticalSection.__init__",
+            "sorted(set(keys))",
+            "list(dict.fromkeys(keys))",
+        ),
+    ),
+    _plant(
+        "the writers' queue is leased for ever",
+        "10",
+        ("engine.turn:Turn.lost", "self._queue, _QUEUE_SECONDS", "self._queue, 1e9"),
+    ),
+    _plant(
+        "a section whose lock another thread was told to have lost writes on",
+        "7",
+        (
+            "features.holdings:Holdings._lose",
+            "if not any(key == other for other, _ in self._sections):",
+            "if True:",
+        ),
+    ),
 ]
-"""Not yet here: rules 11 (vacuum's side) and 12, which are about vacuum. Rule 10 keeps lockers from
-waiting in a ring and a dead writer from holding up the queue: it is about time, and not seen here.
-
-Tried, and not found within 10,000 seeds: a follower that doesn't load everything anew when `moved` has
-grown (`Reader.wanted`); and of their theme: bytes that are moved though a commit made
-since names the old ones (`Rewrite._swapped`), a watch that hands a commit out again after a lost
-connection (`Watch.__next__`), a mirror that shows what it has learnt last (`Mirror._take`). An
-interrupted write that is submitted all the same (`still_wanted`) wasn't looked for to the end."""
+"""Not yet here: rules 11 (vacuum's side) and 12, which are about vacuum."""
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import gc
 import random
 import traceback
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +23,7 @@ from remotedict.pure import codec, plan, records, state
 from remotedict.pure.naming import Layout
 from simulation import checks
 from simulation.calls import Call
-from simulation.clients import FEATURE, Place, VirtualClient, Watcher
+from simulation.clients import FEATURE, Place, VirtualClient, Watched, Watcher
 from simulation.network import Network, Weather
 from simulation.runtime import SimRuntime
 from simulation.scheduler import Process, Raise, Scheduler, Stuck, Thread
@@ -32,9 +33,12 @@ from simulation.witness import Violation, Witness
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from remotedict.features.mirror import Mirror
     from simulation.scenario import Blow, Scenario
+    from simulation.witness import State
 
 _STEPS = 60_000
+_PATIENCE = 100  # times that it is seen whether all followers have come to the end
 _CALM = Weather(0.001, 0.0, 0.0, ())
 
 
@@ -77,6 +81,7 @@ class World:
         self.history: list[Call] = []
         self._ticks = 0
         self.watchers: list[Watcher] = []
+        self.mirrors: list[Watched] = []
         self.handles: list[RemoteDict] = []
         self.learnt: list[tuple[float, str, bytes]] = []  # when, which client, and which commit
         self._rng = random.Random(seed * 8 + 2)
@@ -218,13 +223,37 @@ class World:
         for network in self._networks:
             network.calm = True
         scheduler = self.scheduler
+        for _ in range(_PATIENCE):
+            self._pass(5.0)
+            if not any(checks.behind(self, one) for one in [*self.watchers, *self.mirrors]):
+                break
+        else:
+            self.witness.fail("behind", "a watch or a mirror doesn't come to the end")
+        self._look_into_mirrors()
         for client in self.clients:
             for stop in client.ends:
-                scheduler.at(scheduler.now + 5.0, stop)
-        self._pass(6.0)
+                scheduler.at(scheduler.now, stop)
+        self._pass(1.0)
         for process in self.processes:
             scheduler.kill(process)
         scheduler.run()
+
+    def _look_into_mirrors(self) -> None:
+        """See that the mirrors show the end, as far as they are still there."""
+        for mirror in self.mirrors:
+            if mirror.is_there() and not self.witness.rewinds:
+                look = partial(self._look_into, mirror.follower, self.witness.state)
+                self.scheduler.begin(look, mirror.process, None)
+        self._pass(2.0)
+
+    def _look_into(self, mirror: Mirror, state: State) -> None:
+        try:
+            shown = checks.everything(mirror)
+        except RemoteDictError as exc:
+            self.witness.fail("mirror", f"it raised {exc!r} at the end")
+            return
+        if mirror.seq == state.seq and shown != list(state.items.items()):
+            self.witness.fail("mirror", f"it showed {shown} at the end, not {state.items}")
 
     def _pass(self, seconds: float) -> None:
         self.scheduler.at(self.scheduler.now + seconds, self.scheduler.stop)
@@ -264,6 +293,7 @@ class World:
         self.handles.clear()
         self.clients.clear()
         self.watchers.clear()
+        self.mirrors.clear()
 
 
 class _Features:
