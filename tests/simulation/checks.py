@@ -80,7 +80,6 @@ _QUICK = (_READS - _SLOW) | {
     "annotate",
     "copy_item",
     "revert",
-    "forget",
     "policy",
     "unlock",
 }

@@ -719,11 +719,11 @@ class _User:
     def mirror(self) -> None:
         client, rng = self.client, self.rng
         with self.call("open", ("mirror",)):
-            poll = rng.choice(((0.2, 3.0), (0.01, 0.1)))
+            poll = rng.choice(((0.2, 3.0), (0.05, 3.0)))
             mirror = self.d.mirror(prefetch=rng.random() < 0.6, poll=poll)
         self.world.mirrors.append(Watched(self, mirror))
         newest = 0
-        for _ in range(rng.choice((3, 10, 30))):
+        for _ in range(rng.choice((3, 3, 10))):
             if rng.random() < 0.7:
                 self.nap()
             key = self.key()

@@ -154,7 +154,7 @@ THEMES: dict[str, tuple[str, str, dict[str, tuple[Any, ...]]]] = {
     ),
     "restore": ("get set put keys version items get_many", "rewind pause", {"keys": (1, 2)}),
     "forgetting": (
-        "set_many get get_many forget:4 copy_item revert items",
+        "set_many get get_many forget:2 copy_item revert items",
         "pause",
         {
             "cache_bytes": (0,),
@@ -166,7 +166,7 @@ THEMES: dict[str, tuple[str, str, dict[str, tuple[Any, ...]]]] = {
         },
     ),
     "mirrors": (
-        "set set_many delete mirror:5 forget:5 put_file",
+        "set set_many delete mirror:3 forget put_file",
         "pause",
         {
             "cache_bytes": (0,),
@@ -174,11 +174,8 @@ THEMES: dict[str, tuple[str, str, dict[str, tuple[Any, ...]]]] = {
             "retention": (0.0,),
             "keys": (2, 3),
             "count": (3, 4),
-            "steps": (8, 12),
-            "latency": (0.005,),
             "slowness": (1, 60),
-            "rate": (0.0, 0.03),
-            "pause": (0.0, 0.1),
+            "steps": (3, 5),
             **_TINY,
         },
     ),
@@ -190,7 +187,7 @@ THEMES: dict[str, tuple[str, str, dict[str, tuple[Any, ...]]]] = {
     "sections": (
         "section get set",
         "pause kill",
-        {"keys": (2,), "threads": (3,), "rate": (0.0, 0.03), "steps": (5, 8)},
+        {"keys": (2,), "threads": (3,), "rate": (0.0, 0.03), "steps": (3, 5)},
     ),
     "formats": ("get set put items delete upgrade watch", "pause", {}),
 }

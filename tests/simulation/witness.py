@@ -416,13 +416,14 @@ class Witness:
         Copies are keys of their own. And what a writer, or its upkeep, was laying out anew just
         then is garbage if it comes too late to be named.
         """
-        forgot = max(
+        forgets = [
             n
             for n, landing in enumerate(self.landings)
             if landing
-            and (n <= call.begun or n in call.landed)
             and any(isinstance(c, Forget) and c.key == key for c in landing.commit.changes)
-        )
+        ]
+        earlier = [n for n in forgets if n <= call.begun]
+        forgot = max(sorted({*call.landed} & {*forgets}) or earlier or forgets[:1])
         mine = self._tokens.get(key, ())
         kept = {token for k, told in self._tokens.items() if k != key for _, token in told}
         gone = (
