@@ -125,7 +125,7 @@ def _check_call(world: World, witness: Witness, call: Call) -> None:
             witness.fail("error", f"{call} doesn't know its outcome: {error}")
         _check_effect(witness, call, world.history, known=False)
         return
-    if isinstance(error, DictionaryChangedError) and witness.rewinds:
+    if isinstance(error, DictionaryChangedError) and _went_back(witness, call):
         return
     if call.kind == "lock" and isinstance(error, ClosedError):
         return
@@ -133,6 +133,11 @@ def _check_call(world: World, witness: Witness, call: Call) -> None:
         witness.fail("acknowledged", f"{call} raised {error!r}, but has landed")
     if not _justified(world, witness, call, error):
         witness.fail("error", f"{call} raised {type(error).__name__}: {error}")
+
+
+def _went_back(witness: Witness, call: Call) -> bool:
+    """Tell whether the index had been brought back before a call returned."""
+    return any(n <= (call.ended or 0) for n in witness.rewinds)
 
 
 def _check_time(world: World, call: Call) -> None:
@@ -353,11 +358,11 @@ def _justified(world: World, witness: Witness, call: Call, error: BaseException)
     if isinstance(error, AccessDeniedError):
         return world.faulty("deny")
     if isinstance(error, ClosedError):
-        return True
+        return any(c.kind == "close" and c.handle[0] == call.handle[0] for c in world.history)
     if isinstance(error, CorruptBlobError):
         return world.faulty("truncate")
     if isinstance(error, DictionaryChangedError):
-        return bool(witness.rewinds)
+        return _went_back(witness, call)
     if isinstance(error, StoreUnavailableError):
         if "removed as garbage" in str(error):
             return any(c.kind == "forget" for c in world.history)

@@ -6,6 +6,7 @@ import io
 import json
 import random
 from contextlib import suppress
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 
 from remotedict import RemoteDict
 from remotedict.errors import RemoteDictError
+from remotedict.session import Parts, Session
 from simulation import values
 from simulation.calls import Call
 from simulation.scheduler import Future, Killed, Process, Thread
@@ -88,6 +90,7 @@ class VirtualClient:
         self.world = world
         self.number = number
         self.drawn = drawn
+        self.place = number
         self.letter = _LETTERS[number]
         self.lives = 0
         self.process: Process
@@ -112,12 +115,22 @@ class VirtualClient:
             if rest or n == 0:
                 self._begin(n, rest, opened)
 
-    def go_on(self) -> None:
-        """Begin a forked process, with the handle of its parent."""
-        self.lives += 1
-        self.process = self.world.process(self.handle, self.drawn.skew, newer=self.drawn.newer)
-        self.ends = []
-        self._begin(0, self.rests[0], None)
+    def fork(self, number: int) -> VirtualClient:
+        """Begin a forked process, with a copy of the handle; it does the half of what is left."""
+        assert self.d is not None
+        child = VirtualClient(self.world, number, self.drawn)
+        child.place = self.place
+        rest = self.rests[0]
+        child.rests = [rest[len(rest) // 2 :]]
+        del rest[len(rest) // 2 :]
+        child.lives = 1
+        child.process = self.world.process(child.handle, self.drawn.skew, newer=self.drawn.newer)
+        child.d = RemoteDict.__new__(RemoteDict)
+        child.d._attach(_copied(self.d._session))
+        child.d._session.forget_parts()
+        self.world.handles.append(child.d)
+        child._begin(0, child.rests[0], None)
+        return child
 
     def _begin(self, n: int, rest: list[Step], opened: Future | None) -> None:
         self.busy += 1
@@ -164,7 +177,7 @@ class VirtualClient:
         for _ in range(_PATIENCE):
             try:
                 with me.call("open", ()):
-                    self.d = RemoteDict(Place(self.world, self.number), "f", **self.drawn.options)
+                    self.d = RemoteDict(Place(self.world, self.place), "f", **self.drawn.options)
                     self.world.handles.append(self.d)
             except (RemoteDictError, KeyboardInterrupt):
                 continue
@@ -751,6 +764,17 @@ class _User:
 
     def sleep(self) -> None:
         self.world.scheduler.sleep(self.rng.random() * self.rng.choice((0.1, 5, 30)))
+
+
+def _copied(session: Session) -> Session:
+    """Return what a forked child has of a handle: what is its parent's stays as it is."""
+    new = copy(session)
+    new._followers = []  # they are not simulated in the child
+    if parts := session._parts:
+        engine, locks = copy(parts.engine), copy(parts.locks)
+        engine.backend, locks._held = copy(engine.backend), copy(locks._held)
+        new._parts = Parts(engine, locks)
+    return new
 
 
 def _text(fields: dict[str, Any]) -> str:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from simulation.witness import State
 
 _STEPS = 60_000
+_CLIENTS = 7
+_SHORT = 5.0
 _PATIENCE = 100  # times that it is seen whether all followers have come to the end
 _CALM = Weather(0.001, 0.0, 0.0, ())
 
@@ -167,10 +169,10 @@ class World:
             self.scheduler.at(self.scheduler.now + blow.seconds, client.start)
             client.busy = 1  # it will be back
         elif blow.kind == "fork":
-            if client.d is not None:
-                client.d._session.forget_parts()
-                self._kill(client)
-                client.go_on()
+            if client.d is not None and len(self.clients) < _CLIENTS:
+                self.clients.append(client.fork(len(self.clients)))
+                if blow.seconds > _SHORT:
+                    self._kill(client)
         elif blow.kind == "interrupt":
             main = client.main
             if main and main.op is not None:
