@@ -514,7 +514,9 @@ class RemoteDict(Transactional, Versioned, Lockable, Maintained, MutableMapping[
         and writes anew what lies in one blob with the key's: it takes its time. Copies made by
         `copy_item` are keys of their own, and stay. Who forgot the key and when stays known. So
         does what other processes have in memory or in their `cache_dir`, until they look again,
-        and what the store itself keeps: backups, say, or blobs that it deletes softly.
+        and what the store itself keeps: backups, say, or blobs that it deletes softly. And what
+        another process was just laying out anew, to find that it comes too late, is garbage that
+        nothing names, and stays as long as other garbage.
 
         Raises
         ------

@@ -301,7 +301,7 @@ class LockLostError(RemoteDictError, PermissionError):
     """A lock that this handle held was superseded by somebody else.
 
     It is raised once, by the holder's next write of the key or by its unlock; the handle then
-    forgets the lock.
+    forgets the lock. Within ``with d.lock(...)`` it is raised until the section has ended.
 
     Attributes
     ----------

@@ -474,6 +474,51 @@ def test_an_index_that_went_back_is_said_and_never_followed(world):
     assert list(world.open()) == ["begin"]
 
 
+def test_only_a_read_that_an_old_answer_overtook_may_miss_that_the_index_went_back(world):
+    # A's first check is answered before the restore, slowly; its second is sent after it. Both are
+    # under way at once, and the first answer comes first. Then for all that A can know the second
+    # was carried out before the first: nothing went back. So the second read shows what the first
+    # does. To tell the two cases apart takes a request that is sent later: as the next one is.
+    a, b = pair(world)
+    old = world.store.get(INDEX).data
+    b["k"] = "before the restore"
+    answered, restored, learnt = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(act):
+        answer = act()
+        answered.set()
+        assert restored.wait(30)
+        return answer
+
+    def later(act):
+        world.store.put(INDEX, old)
+        answer = act()
+        restored.set()
+        assert learnt.wait(30)
+        return answer
+
+    seen = {}
+
+    def first():
+        seen["first"] = a.get("k")
+        learnt.set()
+
+    world.of(a).at("get", INDEX, slow)
+    world.of(a).at("get", INDEX, later)
+    threads = [threading.Thread(target=first)]
+    threads.append(threading.Thread(target=lambda: seen.update(second=a.get("k"))))
+    threads[0].start()
+    assert answered.wait(30)
+    threads[1].start()
+    for thread in threads:
+        thread.join(30)
+    assert seen == {"first": "before the restore", "second": "before the restore"}
+    for act in (lambda: a.get("k"), lambda: a.update(k=1), lambda: list(a)):
+        with pytest.raises(DictionaryChangedError, match="went back"):
+            act()
+    assert list(world.open()) == ["begin"]
+
+
 def test_another_history_of_the_same_length_is_noticed(world):
     a, b = pair(world)
     old = world.store.get(INDEX).data

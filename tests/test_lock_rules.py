@@ -19,6 +19,7 @@ from remotedict import (
     LockTimeoutError,
     UnknownOutcomeError,
 )
+from remotedict.backend import LeaseLost
 from remotedict.features.holdings import Holdings
 from remotedict.features.locks import LEASE_SECONDS
 from remotedict.pure.records import Set, Unlock
@@ -44,6 +45,12 @@ def epoch(client, key="k"):
 
 def lease_runs_out(world):
     world.clock.now += LEASE_SECONDS + 1
+
+
+def lease_is_lost(world, holder):
+    lease_runs_out(world)
+    path = holder._engine.layout.lock("k")
+    world.store.lease(path, 15, lease_id="somebody").release()
 
 
 # Rule 6: read the state, then ask for the lease, then commit if the lock is still the one read.
@@ -175,9 +182,7 @@ def test_a_lost_lease_is_not_taken_again_under_the_old_epoch(world, clients):
     holder, other = clients
     holder.lock_item("k", duration=-1)
     before = epoch(other)
-    lease_runs_out(world)
-    path = holder._engine.layout.lock("k")
-    world.store.lease(path, 15, lease_id="somebody").release()
+    lease_is_lost(world, holder)
     holder.lock_item("k", duration=-1)
     assert epoch(other) != before
     holder["k"] = "new"
@@ -719,6 +724,96 @@ def test_a_section_in_a_held_lock_leaves_its_end_as_it_was(world, clients):
     with a.lock("k"):
         assert a._parts.locks._held.get("k").until is None
     assert a._parts.locks._held.get("k").until == end
+
+
+def in_another_thread(act):
+    errors = []
+
+    def run():
+        try:
+            act()
+        except LockLostError as exc:
+            errors.append(exc)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(30)
+    return errors
+
+
+@pytest.mark.parametrize("told", ["by a write", "by an unlock", "by locking again"])
+def test_a_loss_that_another_thread_is_told_of_still_ends_a_critical_section(world, clients, told):
+    # Thread 1: lock_item. Thread 2: enters a section, and reads. Somebody else supersedes the lock,
+    # writes, and is gone. Thread 1 is told. Thread 2 writes on what it has read.
+    a, b = clients
+    a.lock_item("k", duration=-1)
+    section = a.lock("k")
+    section.__enter__()
+    assert a["k"] == "old"
+    lease_runs_out(world)
+    b["k"] = "theirs"
+    tell = {
+        "by a write": lambda: a.put("k", "mine"),
+        "by an unlock": lambda: a.unlock_item("k"),
+        "by locking again": lambda: a.lock_item("k"),
+    }[told]
+    assert in_another_thread(tell)
+    assert in_another_thread(lambda: a.lock_item("k"))  # nor may the section write under a new lock
+    for _ in range(2):
+        with pytest.raises(LockLostError):
+            a["k"] = "stale"
+    section.__exit__(None, None, None)
+    assert b["k"] == "theirs"
+    a["k"] = "knowing"
+    assert b["k"] == "knowing"
+
+
+def test_a_fresh_lease_taken_by_another_thread_keeps_a_section_whole_or_ends_it(world, clients):
+    # The lease is lost, and thread 1 takes a fresh one, so that somebody else must not get in
+    # between unnoticed by thread 2's section.
+    a, b = clients
+    with a.lock("k"):
+        lease_is_lost(world, a)
+        assert not in_another_thread(lambda: a.lock_item("k", duration=-1))
+        with pytest.raises(ItemLockedError):
+            b["k"] = "theirs"
+        a["k"] = "mine"
+
+    section = a.lock("k")
+    section.__enter__()
+    lease_is_lost(world, a)
+
+    def superseded(act):
+        b["k"] = "theirs"
+        return act()
+
+    world.of(a).at("lease", "", superseded)
+    assert in_another_thread(lambda: a.lock_item("k"))
+    with pytest.raises(LockLostError):
+        a["k"] = "stale"
+    with pytest.raises(LockLostError):
+        section.__exit__(None, None, None)
+
+
+def test_a_fresh_lease_is_renewed_whatever_becomes_of_the_lost_one(world, clients):
+    a, _ = clients
+    a.lock_item("k", duration=-1)
+    held, lost = a._parts.locks._held.get("k"), a._parts.locks._held.get("k").lease
+    lease_runs_out(world)
+    path = a._engine.layout.lock("k")
+    world.store.lease(path, 15, lease_id="somebody").release()
+
+    renew = lost.renew
+
+    def slowly():
+        lost.renew = renew
+        a.lock_item("k", duration=-1)
+        raise LeaseLost
+
+    lost.renew = slowly
+    a._parts.locks._held._renew_one(held, world.clock.now)
+    assert held.lease is not lost
+    assert held.renewing
 
 
 @pytest.mark.parametrize("duration", [0, -2, 0.5, float("nan"), float("inf"), "15", None, True])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from remotedict.backend import NOT_MODIFIED, Metered, PreconditionFailed, TransientError, pieces
 
@@ -31,8 +31,8 @@ class Counted:
         self._backend = backend
         self._meter = meter
         self._knows_better = isinstance(backend, Metered)
-        if isinstance(backend, Metered):
-            backend.meter = meter
+        if self._knows_better:
+            cast("Metered", backend).meter = meter
 
     def _sent(self, verb: Verb, *, up: int = 0) -> None:
         if not self._knows_better:

@@ -104,7 +104,11 @@ class Meter:
 
     def request(self, verb: Verb, *, up: int = 0, down: int = 0) -> None:
         """See `remotedict.backend.Meter`."""
-        self.add(**{f"{verb}s": 1}, bytes_up=up, bytes_down=down)
+        counts = self._counts
+        with self._lock:
+            counts[f"{verb}s"] += 1
+            counts["bytes_up"] += up
+            counts["bytes_down"] += down
 
     def received(self, down: int) -> None:
         """See `remotedict.backend.Meter`."""

@@ -53,6 +53,8 @@ class CriticalSection:
             with ExitStack() as stack:
                 for key in self._keys:
                     self._enter_mutex(stack, key, self._left(begun))
+                    stack.callback(self._locks.exit, key, self)
+                    self._locks.enter(key, self)
                 taken = self._locks.acquire(
                     self._keys, duration=self._duration, wait=self._wait, timeout=self._left(begun)
                 )
@@ -86,7 +88,7 @@ class CriticalSection:
             with self._stack:
                 for key, end in self._taken.ends.items():
                     self._locks.end_at(key, end)
-                # A key that was unlocked, or found to be lost, inside is nothing to unlock here.
+                # A key that was unlocked inside is nothing to unlock here; a loss is said (again).
                 if left := [key for key in self._taken.new if self._locks.holds(key)]:
                     self._locks.release(left)
         except LockLostError as lost:

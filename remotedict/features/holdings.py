@@ -29,7 +29,8 @@ class Held:
     `epochs` has two while it is being extended; it is `pending` while its first commit, or its
     unlock, isn't known to stand. Both are for other threads, whose writes may be judged right
     after that commit, and need not find the lock in the state. `until` is when the renewals end,
-    by the runtime's monotonic clock; None for never.
+    by the runtime's monotonic clock; None for never. It is `lost` once it was superseded, and
+    kept for the critical sections in it.
     """
 
     lease: Lease
@@ -38,6 +39,7 @@ class Held:
     epochs: set[bytes]
     renewing: bool = True
     pending: bool = False
+    lost: bool = False
 
     def due(self) -> float:
         """Return when it is to be renewed, or, at its end, released."""
@@ -49,8 +51,8 @@ class Held:
         return self.until if self.until is not None and len(self.epochs) == 1 else math.inf
 
 
-Announced = dict[str, tuple[Held, bool]]
-"""By key, a lock that is about to have a new epoch, and whether it was held before."""
+Announced = dict[str, tuple[Held, "Lease", bool]]
+"""By key, a lock that is about to have a new epoch, its lease, and whether it was held before."""
 
 
 class Holdings:
@@ -64,6 +66,7 @@ class Holdings:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._held: dict[str, Held] = {}
+        self._sections: set[tuple[str, object]] = set()
         self._closed = False
         self._renew_guard()
 
@@ -75,6 +78,7 @@ class Holdings:
     def orphan(self) -> None:
         """Hold nothing: this is a forked child, and the locks are its parent's."""
         self._held = {}
+        self._sections = set()
         self._renew_guard()  # another thread may have had it at that moment
 
     def close(self) -> list[str]:
@@ -93,6 +97,34 @@ class Holdings:
         with self._guard:
             self._held.pop(key, None)
 
+    def enter(self, key: str, section: object) -> None:
+        """Know that a critical section of `key` begins."""
+        with self._guard:
+            self._sections.add((key, section))
+
+    def exit(self, key: str, section: object) -> None:
+        """Know that it has ended, or never began."""
+        with self._guard:
+            self._sections.discard((key, section))
+            if (held := self._held.get(key)) and held.lost:
+                self._lose(key, held)
+
+    def lose(self, key: str, held: Held) -> None:
+        """Know that a lock was superseded.
+
+        It is forgotten, but not before the critical sections of the key have ended: some other
+        thread may be told of the loss first, and what a section writes then, or under a lock that
+        was taken anew, would come after writes that it hasn't seen.
+        """
+        with self._guard:
+            if self._held.get(key) is held:
+                self._lose(key, held)
+
+    def _lose(self, key: str, held: Held) -> None:
+        held.lost, held.pending = True, False
+        if not any(key == other for other, _ in self._sections):
+            del self._held[key]
+
     def announce(self, leases: Mapping[str, Lease], until: float | None, epoch: bytes) -> Announced:
         """Let the other threads know of an epoch that is about to be.
 
@@ -103,8 +135,10 @@ class Holdings:
             if self._closed:
                 msg = "this handle was closed; open a new one"
                 raise ClosedError(msg)
-            if any(not h.renewing for k in leases if (h := self._held.get(k))):
-                raise LeaseLost
+            for key, lease in leases.items():
+                held = self._held.get(key)
+                if held and held.lease is lease and not held.renewing:
+                    raise LeaseLost
             if not self._renewing:
                 self._runtime.thread(self._renew, "renewer")
                 self._renewing = True
@@ -114,14 +148,14 @@ class Holdings:
                 if held is None:
                     held = self._held[key] = Held(lease, until, now, {epoch}, pending=True)
                 held.epochs.add(epoch)
-                announced[key] = (held, was_there)
+                announced[key] = (held, lease, was_there)
             self.wake()
         return announced
 
     def retract(self, announced: Announced, epoch: bytes, *, in_doubt: bool) -> None:
         """Undo `announce`; but an epoch that may have come to be stays good for its holder."""
         with self._guard:
-            for key, (held, was_there) in announced.items():
+            for key, (held, _, was_there) in announced.items():
                 if not was_there and self._held.get(key) is held:
                     del self._held[key]
                 elif not in_doubt:
@@ -134,9 +168,12 @@ class Holdings:
         closed meanwhile.
         """
         with self._guard:
-            for key, (held, was_there) in announced.items():
+            for key, (held, lease, was_there) in announced.items():
                 held.epochs = {epoch}
                 if was_there:
+                    if held.lease is not lease:
+                        held.lease, held.renewing = lease, True
+                        held.asked = self._runtime.monotonic()
                     held.until = until if later(until, held.until) else held.until
                 else:
                     held.pending = False
@@ -199,14 +236,17 @@ class Holdings:
             if not held.renewing:
                 return
             held.renewing = now < held.end()
+            lease = held.lease
         try:
             if held.renewing:
-                held.lease.renew()
+                lease.renew()
             else:
-                held.lease.release()
+                lease.release()
         except LeaseLost:
-            held.renewing = False
             log.warning("a lease on a lock was lost")
+            with self._guard:
+                if held.lease is lease:  # and not a fresh one by now
+                    held.renewing = False
         except (BackendError, RemoteDictError) as exc:
             log.info("a lease wasn't renewed, and is tried again: %s", exc)
 

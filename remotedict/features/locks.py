@@ -71,6 +71,15 @@ class _Obstructed(RemoteDictError):  # noqa: N818 - an answer to `Locks.commit`
         self.locks = locks
 
 
+class _Lost(RemoteDictError):  # noqa: N818 - an answer to `Locks.commit`
+    """A commit touches a key whose lock this handle has lost."""
+
+    def __init__(self, key: str, held: Held) -> None:
+        super().__init__("lost")
+        self.key = key
+        self.held = held
+
+
 class _Moved(RemoteDictError):  # noqa: N818 - an answer to `Locks._try`
     """A lock is no longer what was read before the lease was asked for."""
 
@@ -134,9 +143,9 @@ class Locks:
                         if lease := self._lease_of_dead(lock):
                             leases.append(lease)
                             dead[lock.key] = lock.epoch
-                except LockLostError as lost:
-                    self._held.forget(lost.item_name)
-                    raise
+                except _Lost as lost:
+                    self._held.lose(lost.key, lost.held)
+                    raise LockLostError(lost.key) from None
         finally:
             for lease in leases:
                 self._release(lease)
@@ -150,10 +159,10 @@ class Locks:
         touched = [c.key for c in changes if not isinstance(c, Lock | Unlock | Drop)]
         for key in dict.fromkeys(touched):
             lock, held = draft.lock(key), self._held.get(key)
-            if held and lock and lock.epoch in held.epochs:
+            if held and lock and lock.epoch in held.epochs and not held.lost:
                 continue
             if held and not held.pending:
-                raise LockLostError(key)
+                raise _Lost(key, held)
             if lock and dead.get(key) == lock.epoch:
                 ended.append(Unlock(key, lock.epoch))
             elif lock:
@@ -265,12 +274,11 @@ class Locks:
                 if self._held.get(key) is not mine or (mine and mine.pending):
                     return key, None  # another thread is locking or unlocking it
                 if mine:
-                    self._check_mine(key, read[key], epochs | mine.epochs)
-                if mine and self._renewed(mine):
+                    self._check_mine(key, read[key], mine, epochs)
                     held[key] = mine
-                    continue
-                if mine:  # its lease is lost for good: a fresh one is a fresh acquisition
-                    self._held.forget(key)
+                    if self._renewed(mine):
+                        continue
+                    # Its lease is lost for good: a fresh one needs a fresh epoch.
                 try:
                     leases[key] = self._lease(key, min(duration or LEASE_SECONDS, LEASE_SECONDS))
                 except LeaseHeld:
@@ -278,8 +286,8 @@ class Locks:
             ends = {key: mine.until for key, mine in held.items()}
             if leases or any(later(until, mine.until) for mine in held.values()):
                 old = {key: mine.lease for key, mine in held.items()}
-                self._commit_locks(read, leases | old, duration)
-            taken = Taken(list(leases), ends)
+                self._commit_locks(read, old | leases, duration)
+            taken = Taken([key for key in leases if key not in held], ends)
             leases = {}
         except (_Moved, LeaseLost):
             # Whoever was quicker holds it now, or a lock ended before it was extended: look again.
@@ -324,10 +332,10 @@ class Locks:
                 log.warning("took over the lock of %s on key %r", _who(lock.holder), key)
         self._held.confirm(announced, until, epoch)
 
-    def _check_mine(self, key: str, lock: LockEntry | None, epochs: set[bytes]) -> None:
+    def _check_mine(self, key: str, lock: LockEntry | None, held: Held, epochs: set[bytes]) -> None:
         """Raise LockLostError unless the lock is one of this handle's epochs."""
-        if lock is None or lock.epoch not in epochs:
-            self._held.forget(key)
+        if held.lost or lock is None or lock.epoch not in epochs | held.epochs:
+            self._held.lose(key, held)
             raise LockLostError(key)
 
     def _renewed(self, held: Held) -> bool:
@@ -377,7 +385,10 @@ class Locks:
             self._engine.commit(decide)
         finally:
             for key, one in held.items():
-                self._held.forget(key)
+                if key in lost:
+                    self._held.lose(key, one)
+                else:
+                    self._held.forget(key)
                 self._release(one.lease)
         if lost:
             raise LockLostError(lost[0])
@@ -415,8 +426,16 @@ class Locks:
         self._held.orphan()
 
     def holds(self, key: str) -> bool:
-        """Tell whether this handle took the lock of `key`, and hasn't noticed its loss."""
+        """Tell whether this handle took the lock of `key`, and hasn't given it up."""
         return self._held.get(key) is not None
+
+    def enter(self, key: str, section: object) -> None:
+        """Know that a critical section of `key` begins."""
+        self._held.enter(key, section)
+
+    def exit(self, key: str, section: object) -> None:
+        """Know that it has ended, or never began."""
+        self._held.exit(key, section)
 
     def drop(self, keys: Iterable[str]) -> None:
         """Unlock those of `keys` that are still held; not even an interrupt leaves one behind."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,7 @@ class Table:
         return cls(columns, lists, rows, keys, len(columns["past_of"]))
 
     @classmethod
+    @cache
     def empty(cls) -> Table:
         """Return the table of nothing."""
         columns = {name: np.empty(0, dtype) for name, dtype in SCHEMA.items()}

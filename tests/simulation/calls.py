@@ -7,9 +7,11 @@ there, or raises `Refused` with the error that it must raise.
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from remotedict.errors import KeyNotFoundError, SnapshotExpiredError, VersionConflictError
+from simulation import values as values_
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,6 +151,60 @@ def backwards(state: State, call: Call) -> Any:
 @model
 def items(state: State, call: Call) -> Any:
     return list(state.items.items())
+
+
+@model
+def values(state: State, call: Call) -> Any:
+    return list(state.items.values())
+
+
+@model
+def pairs_backwards(state: State, call: Call) -> Any:
+    return list(reversed(state.items.items()))
+
+
+@model
+def has_pair(state: State, call: Call) -> Any:
+    key, token = call.args
+    return state.items.get(key) == token
+
+
+@model
+def equal(state: State, call: Call) -> Any:
+    return state.items == call.args
+
+
+@model
+def merged(state: State, call: Call) -> Any:
+    key, token = call.args
+    return list((state.items | {key: token}).items())
+
+
+@model
+def glob(state: State, call: Call) -> Any:
+    return [key for key in state.items if fnmatchcase(key, call.args[0])]
+
+
+@model
+def shown(state: State, call: Call) -> Any:
+    return list(state.items)
+
+
+@model
+def info(state: State, call: Call) -> Any:
+    return [
+        (key, state.versions[key], bool(state.metadata.get(key)), values_.is_binary(token))
+        for key, token in state.items.items()
+    ]
+
+
+@model
+def get_file(state: State, call: Call) -> Any:
+    _missing(state, call.args)
+    token = state.items[call.args[0]]
+    if not values_.is_binary(token):
+        raise Refused(TypeError)
+    return token
 
 
 @model

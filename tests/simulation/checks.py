@@ -6,7 +6,7 @@ of it between its call and its return.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from remotedict.errors import (
     AccessDeniedError,
@@ -22,17 +22,22 @@ from remotedict.errors import (
     LockNotHeldError,
     SnapshotExpiredError,
     StoreUnavailableError,
+    UnknownCommitError,
     UnknownOutcomeError,
     VersionConflictError,
 )
-from remotedict.features.events import events
+from remotedict.features.events import Event, events
 from remotedict.pure.records import Unlock
 from simulation import linear, values
 from simulation.calls import MODELS, Impossible, Refused
+from simulation.clients import Watcher
 
 if TYPE_CHECKING:
     from remotedict import RemoteDict
+    from remotedict.features.mirror import Mirror
+    from remotedict.pure.records import Commit
     from simulation.calls import Call
+    from simulation.clients import Watched
     from simulation.witness import State, Witness
     from simulation.world import World
 
@@ -49,6 +54,15 @@ _READS = {
     "version",
     "metadata",
     "query",
+    "values",
+    "pairs_backwards",
+    "has_pair",
+    "equal",
+    "merged",
+    "glob",
+    "shown",
+    "info",
+    "get_file",
     "at",
     "snapshot",
     "locks",
@@ -66,6 +80,20 @@ _OTHER = {
     "verify",
 }
 _LOCKS = {"lock", "unlock"}
+_SLOW = {"items", "get_file", "equal", "has_pair"}  # they pause in between
+_QUICK = (_READS - _SLOW) | {
+    "put",
+    "delete",
+    "pop",
+    "popitem",
+    "setdefault",
+    "clear",
+    "annotate",
+    "copy_item",
+    "revert",
+    "policy",
+    "unlock",
+}
 _UNKNOWN = (UnknownOutcomeError, KeyboardInterrupt)
 
 
@@ -78,10 +106,10 @@ def check(world: World) -> None:
         names = [f"k{n}" for n in range(world.scenario.keys)]
         for key in linear.check(world.history, names):
             witness.fail("linear", f"the calls on {key} have no order that explains them")
-        for watcher in world.watchers:
-            _check_watcher(world, watcher)
     else:
         _check_rewinds(world)
+    for watcher in world.watchers:
+        _check_watcher(world, watcher)
     _check_interrupts(world)
 
 
@@ -95,8 +123,11 @@ def _check_call(world: World, witness: Witness, call: Call) -> None:
     if call.ended is None:  # killed
         _check_effect(witness, call, world.history, known=False)
         return
+    _check_time(world, call)
     error = call.error
     if error is None:
+        if call.called > witness.upgraded_at and not (_knows(witness, call) or witness.rewinds):
+            witness.fail("format", f"{call} used a format that it doesn't know")
         _check_success(world, witness, call)
         return
     if isinstance(error, _UNKNOWN):
@@ -105,7 +136,7 @@ def _check_call(world: World, witness: Witness, call: Call) -> None:
             witness.fail("error", f"{call} doesn't know its outcome: {error}")
         _check_effect(witness, call, world.history, known=False)
         return
-    if isinstance(error, DictionaryChangedError) and witness.rewinds:
+    if isinstance(error, DictionaryChangedError) and _went_back(witness, call):
         return
     if call.kind == "lock" and isinstance(error, ClosedError):
         return
@@ -113,6 +144,26 @@ def _check_call(world: World, witness: Witness, call: Call) -> None:
         witness.fail("acknowledged", f"{call} raised {error!r}, but has landed")
     if not _justified(world, witness, call, error):
         witness.fail("error", f"{call} raised {type(error).__name__}: {error}")
+
+
+def _went_back(witness: Witness, call: Call) -> bool:
+    """Tell whether the index had been brought back before a call returned."""
+    return any(n <= (call.ended or 0) for n in witness.rewinds)
+
+
+def _check_time(world: World, call: Call) -> None:
+    """See that nothing takes minutes where nobody is slow, and nothing goes wrong."""
+    latency = max(client.weather.latency for client in world.scenario.clients)
+    smooth = not any(client.weather.spikes for client in world.scenario.clients)
+    took = call.returned - call.called
+    if smooth and not world.rough and call.kind in _QUICK and took > 30 + 100 * latency:
+        world.witness.fail("slow", f"{call} took {took:.0f} s")
+
+
+def _knows(witness: Witness, call: Call) -> bool:
+    """Tell whether a call needn't, or may, know the newest format."""
+    newer = call.handle[0] in witness.newer
+    return newer or bool(call.stale) or call.kind in {"seen", "mirrored", "close", "leave"}
 
 
 def _check_success(world: World, witness: Witness, call: Call) -> None:
@@ -129,38 +180,97 @@ def _check_success(world: World, witness: Witness, call: Call) -> None:
         witness.fail("verify", f"{call} found {call.result}")
     if call.kind in _OTHER:
         return
+    if call.kind in {"history", "diff"}:
+        if not witness.rewinds:
+            _check_past(world, witness, call)
+        return
     if call.landed:
         for n in call.landed:
             if n > (call.ended or 0):
                 witness.fail("acknowledged", f"{call} landed only after it had returned")
         _check_effect(witness, call, world.history, known=True)
         return
-    begun = call.begun if not call.stale else _earlier(world, witness, call)
-    begun = _before_rewind(witness, call, begun)
-    if not any(_fits(witness.states[n], call) for n in range(begun, (call.ended or 0) + 1)):
+    states = _current(world, witness, call)
+    if not any(_fits(state, call) for state in states):
         kind = "read" if call.kind in _READS else "lost"
-        seen = [list(s.items.items()) for s in witness.states[begun : (call.ended or 0) + 1]]
+        seen = [list(state.items.items()) for state in states]
         witness.fail(kind, f"{call} returned {call.result!r}; there was {seen}")
 
 
-def _earlier(world: World, witness: Witness, call: Call) -> int:
+def _current(world: World, witness: Witness, call: Call) -> list[State]:
+    """Return the states that a call, if nothing of it has landed, may show."""
+    begun = call.begun
+    if call.stale and not call.landed:
+        begun = _earlier(witness, call)
+    possible = [*range(begun, (call.ended or 0) + 1), *_overtaken(world, call)]
+    return [witness.states[n] for n in possible]
+
+
+def _earlier(witness: Witness, call: Call) -> int:
     """Return how many commits had landed when a stale read may have been current."""
-    del world
     return max(
         (n for n, at in enumerate(witness.times) if at <= call.called - call.stale), default=0
     )
 
 
-def _before_rewind(witness: Witness, call: Call, begun: int) -> int:
-    """Return which state a read may show if the index went back shortly before its call.
+def _overtaken(world: World, call: Call) -> list[int]:
+    """Return which states from before a rewind a call may show: what its handle learnt meanwhile.
 
-    An answer sent before that may arrive after it: what it says is then the newest that is known.
-    Only the next look can tell.
+    An answer that was sent before the rewind may arrive after one that was sent later. Both
+    requests were under way at once: so, for all that the handle can know, nothing went back, and
+    the one was carried out after the other (see rule 16).
     """
-    for n in witness.rewinds:
-        if n <= begun and witness.times[n] > call.called - 60:
-            return n - 1
-    return begun
+    witness = world.witness
+    return [
+        n
+        for time, client, head in world.learnt
+        if client == call.handle[0] and call.called <= time <= call.returned
+        for n in witness.numbers(head)
+        if any(n < rewind <= (call.ended or 0) for rewind in witness.rewinds)
+    ]
+
+
+def _check_past(world: World, witness: Witness, call: Call) -> None:
+    """See that what is said of commits is so, as of a moment of the call."""
+    forgotten = {c.args[0] for c in world.history if c.kind == "forget"}
+    right = _history if call.kind == "history" else _diff
+    if not any(right(witness, state, call, forgotten) for state in _current(world, witness, call)):
+        witness.fail("read", f"{call} returned {call.result}")
+
+
+def _history(witness: Witness, state: State, call: Call, forgotten: set[str]) -> bool:
+    """Tell whether changes of a key are those that there were, newest first.
+
+    Old ones may be kept no longer; what the newest value is from is known as long as it is there.
+    """
+    (key,) = call.args
+    happened = [
+        (event.seq, event.kind)
+        for commit in witness.commits[: state.seq]
+        for event in events(commit)
+        if event.key == key
+    ][::-1]
+    if key in forgotten:
+        return set(call.result) <= set(happened)
+    newest = next((one for one in happened if one[1] in {"set", "delete"}), None)
+    rest = iter(happened)
+    in_order = all(one in rest for one in call.result)
+    return in_order and (newest is None or newest in call.result)
+
+
+def _diff(witness: Witness, state: State, call: Call, forgotten: set[str]) -> bool:
+    """Tell whether keys differ between two states as is said."""
+    del witness
+    one = call.args[1]
+    expected = {}
+    for key in {*one.items, *state.items} - forgotten:
+        if key not in one.items or key not in state.items:
+            expected[key] = "removed" if key in one.items else "added"
+        elif one.versions[key] != state.versions[key]:
+            expected[key] = "changed"
+        elif one.metadata.get(key) != state.metadata.get(key):
+            expected[key] = "metadata"
+    return {k: v for k, v in call.result.items() if k not in forgotten} == expected
 
 
 def _fits(state: State, call: Call) -> bool:
@@ -211,15 +321,13 @@ def _check_inside(witness: Witness, call: Call, history: list[Call]) -> None:
     key, token, seen, begun = call.args
     if any(
         other.handle == call.handle
-        and (
-            (other.kind in {"unlock", "force"} and key in other.args)
-            # A loss is said once to each handle, and may be said to another thread of it.
-            or (isinstance(other.error, LockLostError) and other.thread != call.thread)
-        )
+        and other.kind in {"unlock", "force"}
+        and key in other.args
+        and not isinstance(other.error, LockLostError)
         for other in history
         if other.begun <= (call.ended or len(witness.states)) and (other.ended or begun) >= begun
     ):
-        return  # another thread of the handle has given the lock up, or knows that it is lost
+        return  # another thread of the handle has given the lock up
     for n in call.landed:
         before, after = witness.states[n - 1], witness.states[n]
         if before.items.get(key) != seen and not _own(witness, call, n):
@@ -259,23 +367,22 @@ def _check_mirrored(witness: Witness, call: Call) -> None:
 
 def _justified(world: World, witness: Witness, call: Call, error: BaseException) -> bool:
     """Tell whether something between call and return was a reason for an error."""
-    begun, ended = call.begun, call.ended or 0
-    if call.stale and not call.landed:
-        begun = _earlier(world, witness, call)
-    states = witness.states[begun : ended + 1]
+    states = _current(world, witness, call)
     if isinstance(error, AccessDeniedError):
         return world.faulty("deny")
     if isinstance(error, ClosedError):
-        return True
+        return any(c.kind == "close" and c.handle[0] == call.handle[0] for c in world.history)
     if isinstance(error, CorruptBlobError):
         return world.faulty("truncate")
     if isinstance(error, DictionaryChangedError):
-        return bool(witness.rewinds)
+        return _went_back(witness, call)
     if isinstance(error, StoreUnavailableError):
+        if "removed as garbage" in str(error):
+            return any(c.kind == "forget" for c in world.history)
         return world.rough or "other writers were quicker" in str(error)
     if call.kind == "mirrored" and isinstance(error, KeyNotFoundError):
         return True
-    if isinstance(error, VersionConflictError | KeyNotFoundError):
+    if isinstance(error, VersionConflictError | KeyNotFoundError | TypeError):
         return any(_refuses(state, call, error) for state in states)
     if isinstance(error, ConflictError):
         return _conflicts(world, call, error)
@@ -300,8 +407,8 @@ def _justified(world: World, witness: Witness, call: Call, error: BaseException)
         return bool(witness.drops) or any(c.kind == "forget" for c in world.history)
     if isinstance(error, TimeoutError):
         return call.args == ("wait_for",)
-    if type(error).__name__ == "UnknownCommitError":
-        return call.kind == "open"
+    if isinstance(error, UnknownCommitError):
+        return call.kind in {"open", "diff"} and not states[0].seq
     return False
 
 
@@ -337,10 +444,19 @@ def _conflicts(world: World, call: Call, error: ConflictError) -> bool:
 # -- followers -------------------------------------------------------------------------------
 
 
-def _check_watcher(world: World, watcher: Any) -> None:
-    """See that a watcher was told each change once, in order, and none that there wasn't."""
+def behind(world: World, one: Watched) -> bool:
+    """Tell whether a watch or a mirror that is still there lacks something."""
     witness = world.witness
-    error = watcher.error
+    if not one.is_there() or witness.rewinds:
+        return False
+    if not isinstance(one, Watcher):
+        return bool(one.follower.seq != witness.state.seq)
+    return len(_seen(world, one)) < len(_expected(world, one, witness.commits))
+
+
+def _check_watcher(world: World, watcher: Watcher) -> None:
+    """See that a watcher was told each change once, in order, and none that there wasn't."""
+    witness, error = world.witness, watcher.error
     if (
         error is not None
         and not isinstance(
@@ -352,22 +468,34 @@ def _check_watcher(world: World, watcher: Any) -> None:
             | FormatVersionError,
         )
         and not (isinstance(error, CorruptBlobError) and world.faulty("truncate"))
+        and not (isinstance(error, DictionaryChangedError) and witness.rewinds)
     ):
         witness.fail("watch", f"{watcher.name} ended with {error!r}")
-    seen = [(event.seq, event.position, event.kind, event.key) for event in watcher.events]
-    if not seen:
-        return
-    first = seen[0][0] if watcher.since is None else watcher.since + 1
+    seen = _seen(world, watcher)
+    branches = [*witness.branches, witness.commits]
+    if not any(seen == _expected(world, watcher, commits)[: len(seen)] for commits in branches):
+        expected = _expected(world, watcher, witness.commits)
+        witness.fail("watch", f"{watcher.name} saw {seen}, not {expected}")
+
+
+def _seen(world: World, watcher: Watcher) -> list[tuple[str, int, str, str]]:
+    return _told(world, watcher.events)
+
+
+def _expected(
+    world: World, watcher: Watcher, commits: list[Commit]
+) -> list[tuple[str, int, str, str]]:
+    return _told(world, [event for one in commits[watcher.since :] for event in events(one)])
+
+
+def _told(world: World, told: list[Event]) -> list[tuple[str, int, str, str]]:
+    """Return what tells events apart, but for those of keys that are forgotten."""
     forgotten = {call.args[0] for call in world.history if call.kind == "forget"}
-    expected = [
-        (event.seq, event.position, event.kind, event.key)
-        for commit in witness.commits[first - 1 : seen[-1][0]]
-        for event in events(commit)
+    return [
+        (event.commit, event.position, event.kind, event.key)
+        for event in told
         if event.key not in forgotten
     ]
-    seen = [one for one in seen if one[3] not in forgotten]
-    if seen != expected[: len(seen)]:
-        witness.fail("watch", f"{watcher.name} saw {seen}, not {expected}")
 
 
 def _check_rewinds(world: World) -> None:
@@ -403,7 +531,7 @@ def _check_interrupts(world: World) -> None:
 # -- the end ---------------------------------------------------------------------------------
 
 
-def everything(d: RemoteDict) -> list[tuple[str, str]]:
+def everything(d: RemoteDict | Mirror) -> list[tuple[str, str]]:
     """Return all pairs."""
     return [(key, values.shrink(value)) for key, value in d.copy().items()]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from contextlib import suppress
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
@@ -12,12 +14,13 @@ from msgspec.structs import replace
 
 from remotedict import RemoteDict
 from remotedict.errors import RemoteDictError
+from remotedict.session import Parts, Session
 from simulation import values
 from simulation.calls import Call
 from simulation.scheduler import Future, Killed, Process, Thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from simulation.network import Network
     from simulation.runtime import SimRuntime
@@ -48,17 +51,36 @@ class Place:
         return self
 
 
-class Watcher:
-    """What one watch has handed out."""
+class Watched:
+    """What follows the dictionary: a mirror, or a watch."""
 
-    def __init__(self, name: str, handle: str, since: int | None) -> None:
-        self.name = name
-        self.handle = handle
-        self.since = since
+    def __init__(self, user: _User, follower: Any) -> None:
+        self.name = user.name
+        self.client = user.client
+        self.handle = user.client.handle
+        self.process = user.client.process
+        self.follower = follower
+
+    def is_there(self) -> bool:
+        """Tell whether it still follows."""
+        mine = self.process.alive and self.client.handle == self.handle
+        return mine and not self.follower._signal.given
+
+
+class Watcher(Watched):
+    """What one watch has handed out, from a commit on."""
+
+    def __init__(self, user: _User, watch: Any) -> None:
+        super().__init__(user, watch)
+        self.since = watch._after
         self.events: list[Any] = []
-        self.process: Process | None = None
-        self.slow = False
         self.error: BaseException | None = None
+        self.subscription: Any = None
+
+    def is_there(self) -> bool:
+        if self.subscription is not None:
+            self.error = self.subscription.error
+        return super().is_there() and self.error is None
 
 
 class VirtualClient:
@@ -68,6 +90,7 @@ class VirtualClient:
         self.world = world
         self.number = number
         self.drawn = drawn
+        self.place = number
         self.letter = _LETTERS[number]
         self.lives = 0
         self.process: Process
@@ -92,12 +115,22 @@ class VirtualClient:
             if rest or n == 0:
                 self._begin(n, rest, opened)
 
-    def go_on(self) -> None:
-        """Begin a forked process, with the handle of its parent."""
-        self.lives += 1
-        self.process = self.world.process(self.handle, self.drawn.skew, newer=self.drawn.newer)
-        self.ends = []
-        self._begin(0, self.rests[0], None)
+    def fork(self, number: int) -> VirtualClient:
+        """Begin a forked process, with a copy of the handle; it does the half of what is left."""
+        assert self.d is not None
+        child = VirtualClient(self.world, number, self.drawn)
+        child.place = self.place
+        rest = self.rests[0]
+        child.rests = [rest[len(rest) // 2 :]]
+        del rest[len(rest) // 2 :]
+        child.lives = 1
+        child.process = self.world.process(child.handle, self.drawn.skew, newer=self.drawn.newer)
+        child.d = RemoteDict.__new__(RemoteDict)
+        child.d._attach(_copied(self.d._session))
+        child.d._session.forget_parts()
+        self.world.handles.append(child.d)
+        child._begin(0, child.rests[0], None)
+        return child
 
     def _begin(self, n: int, rest: list[Step], opened: Future | None) -> None:
         self.busy += 1
@@ -144,7 +177,7 @@ class VirtualClient:
         for _ in range(_PATIENCE):
             try:
                 with me.call("open", ()):
-                    self.d = RemoteDict(Place(self.world, self.number), "f", **self.drawn.options)
+                    self.d = RemoteDict(Place(self.world, self.place), "f", **self.drawn.options)
                     self.world.handles.append(self.d)
             except (RemoteDictError, KeyboardInterrupt):
                 continue
@@ -288,6 +321,89 @@ class _User:
                     self.nap()
             call.result = seen
 
+    def values(self) -> None:
+        with self.call("values", ()) as call:
+            call.result = [values.shrink(value) for value in self.d.values()]
+
+    def pairs_backwards(self) -> None:
+        with self.call("pairs_backwards", ()) as call:
+            call.result = [(k, values.shrink(v)) for k, v in reversed(self.d.items())]
+
+    def has_pair(self) -> None:
+        key, d = self.key(), self.d
+        with self.call("get_default", (key,)) as call:
+            found = d.get(key)
+            call.result = found if found is None else values.shrink(found)
+        if call.result is not None:
+            self.nap()
+            with self.call("has_pair", (key, call.result)) as call:
+                call.result = (key, found) in d.items()
+
+    def equal(self) -> None:
+        d = self.d
+        with self.call("copy", ()) as call:
+            found = d.copy()
+            call.result = [(key, values.shrink(value)) for key, value in found.items()]
+        self.nap()
+        with self.call("equal", dict(call.result)) as call:
+            call.result = d == found
+
+    def merged(self) -> None:
+        key, token = self.key(), self.token()
+        with self.call("merged", (key, token)) as call:
+            found = self.d | {key: values.expand(token)}
+            call.result = [(key, values.shrink(value)) for key, value in found.items()]
+
+    def glob(self) -> None:
+        pattern = self.rng.choice(("k[02]", "k*", "k1"))
+        with self.call("glob", (pattern,)) as call:
+            call.result = self.d.glob(pattern)
+
+    def shown(self) -> None:
+        with self.call("shown", ()) as call:
+            call.result = list(self.d.index.index)
+
+    def info(self) -> None:
+        with self.call("info", ()) as call:
+            rows = self.d.info().reset_index().to_dict("records")
+            call.result = [
+                (row["key"], row["version"], bool(row["metadata"]), row["type"] == "bytes")
+                for row in rows
+            ]
+
+    def history(self) -> None:
+        key = self.key()
+        with self.call("history", (key,)) as call:
+            rows = self.d.history(key)[["seq", "kind", "version"]].values.tolist()
+            call.result = [(seq, kind) for seq, kind, _ in rows]
+
+    def diff(self) -> None:
+        """Compare what the handle knows with what is current."""
+        since = self.known_seq()
+        with self.call("diff", (since, self.world.witness.by_seq(since))) as call:
+            call.result = self.d.diff(since)["change"].to_dict()
+
+    def get_file(self) -> None:
+        """Read bytes as a file, at once or in small pieces."""
+        key, into = self.key(), io.BytesIO()
+        slow = self.rng.random() < 0.4
+        with suppress(TypeError), self.call("get_file", (key,)) as call:
+            if self.rng.random() < 0.5:
+                self.d.get_file(key, into)
+            else:
+                with self.d.open(key) as file:
+                    while data := file.read(700):
+                        into.write(data)
+                        if slow:
+                            self.nap()
+            call.result = values.shrink(into.getvalue())
+
+    def known_seq(self) -> int:
+        """Return a commit that the handle knows, perhaps not the newest."""
+        known = self.d._engine.index.known
+        newest = known.state.seq if known else 0
+        return max(newest - self.rng.randint(0, 3), 1)
+
     def copy(self) -> None:
         with self.call("copy", ()) as call:
             call.result = [(key, values.shrink(v)) for key, v in self.d.copy().items()]
@@ -318,14 +434,30 @@ class _User:
 
     def snapshot(self) -> None:
         """Take one, and look into it later."""
-        with self.call("snapshot", ()) as call:
-            snapshot = self.d.snapshot()
-            call.result = snapshot.seq
-        state = self.world.witness.by_seq(snapshot.seq)
+        witness = self.world.witness
+        if self.rng.random() < 0.3:
+            seq = self.known_seq()
+            before = witness.forgotten_since(seq)
+            with self.call("open", ("snapshot", seq)):
+                snapshot = self.d.snapshot(seq)
+            if before != witness.forgotten_since(seq):
+                return  # whether it still has what was forgotten just now nobody can say
+        else:
+            before = set()
+            with self.call("snapshot", ()) as call:
+                snapshot = self.d.snapshot()
+                call.result = snapshot.seq
+        state = witness.by_seq(snapshot.seq)
+        if state and before:
+            state = state.copy()
+            for key in before:
+                state.forget(key)
         for _ in range(self.rng.randint(1, 2)):
             self.nap()
+            whole = self.rng.random() < 0.5
             with self.call("seen", state) as call:
-                call.result = [(k, values.shrink(v)) for k, v in snapshot.items()]
+                pairs = snapshot.copy().items() if whole else snapshot.items()
+                call.result = [(k, values.shrink(v)) for k, v in pairs]
 
     # -- writes -----------------------------------------------------------------------------
 
@@ -338,6 +470,34 @@ class _User:
         pairs = [(key, self.token()) for key in self.some_keys()]
         with self.call("set", pairs):
             self.d.update({key: values.expand(token) for key, token in pairs})
+
+    def update(self) -> None:
+        """Set many from a generator, which takes its time; it may name a key twice."""
+        count = self.rng.randint(1, 2 * self.world.scenario.keys)
+        pairs = [(self.key(), self.token()) for _ in range(count)]
+        slow = self.rng.random() < 0.3
+
+        def generated() -> Iterator[tuple[str, Any]]:
+            for key, token in pairs:
+                if slow:
+                    self.nap()
+                yield key, values.expand(token)
+
+        last = dict(pairs)
+        with self.call("set", list(last.items())):
+            if self.rng.random() < 0.3:
+                d = self.d
+                d |= dict(generated())
+            else:
+                self.d.update(generated())
+
+    def put_file(self) -> None:
+        key = self.key()
+        self._tokens += 1
+        size = self.rng.choice(self.world.scenario.sizes)
+        token = values.token(self.name, self._tokens, size, binary=True)
+        with self.call("set", [(key, token)]):
+            self.d.put_file(key, io.BytesIO(values.raw(token)))
 
     def put(self) -> None:
         key, token, d = self.key(), self.token(), self.d
@@ -422,36 +582,50 @@ class _User:
     def commit(self) -> None:
         self._several(self.d.commit(), reads=False)
 
+    def run(self) -> None:
+        """Run a transaction again and again until there is no conflict."""
+        steps: list[tuple[str, Any, Any]] = []
+
+        def fn(t: Any) -> None:
+            steps.clear()
+            self._steps(steps, t, reads=True)
+
+        with self.call("transaction", steps):
+            self.d.run(fn, timeout=20)
+
     def _several(self, context: Any, *, reads: bool) -> None:
         steps: list[tuple[str, Any, Any]] = []
-        rng = self.rng
         with self.call("transaction", steps), context as t:
-            here: Any = t if reads else self.d
-            written: set[str] = set()
-            for _ in range(rng.randint(1, 4)):
-                key, how = self.key(), rng.random()
-                if reads and how < 0.4:
-                    found = here.get(key)
-                    steps.append(("read", key, found if found is None else values.shrink(found)))
-                elif reads and how < 0.5:
-                    found = list(here)
-                    steps.append(("scan", None, found))
-                elif how < 0.85 or (not reads and key not in written):
-                    token = self.token()
-                    here[key] = values.expand(token)
-                    steps.append(("set", key, token))
-                    written.add(key)
-                elif not reads or key in here:
-                    del here[key]
-                    steps.append(("delete", key, None))
-                    written.discard(key)
-                if rng.random() < 0.3:
-                    self.nap()
+            self._steps(steps, t if reads else self.d, reads=reads)
+
+    def _steps(self, steps: list[tuple[str, Any, Any]], here: Any, *, reads: bool) -> None:
+        rng = self.rng
+        written: set[str] = set()
+        for _ in range(rng.randint(1, 4)):
+            key, how = self.key(), rng.random()
+            if reads and how < 0.4:
+                found = here.get(key)
+                steps.append(("read", key, found if found is None else values.shrink(found)))
+            elif reads and how < 0.5:
+                found = list(here)
+                steps.append(("scan", None, found))
+            elif how < 0.85 or (not reads and key not in written):
+                token = self.token()
+                here[key] = values.expand(token)
+                steps.append(("set", key, token))
+                written.add(key)
+            elif not reads or key in here:
+                del here[key]
+                steps.append(("delete", key, None))
+                written.discard(key)
+            if rng.random() < 0.3:
+                self.nap()
 
     def forget(self) -> None:
         key = self.key()
-        with self.call("forget", (key,)):
+        with self.call("forget", (key,)) as call:
             self.d.forget(key)
+        self.world.witness.check_forgotten(key, call)
 
     # -- locks ------------------------------------------------------------------------------
 
@@ -475,13 +649,17 @@ class _User:
             self.d.unlock_item(keys, force=True)
 
     def section(self) -> None:
-        """Read and write a key while it is locked."""
+        """Read and write a key while it is locked, perhaps with another one."""
         rng, key = self.rng, self.key()
-        wait, timeout = rng.random() < 0.8, rng.choice((1.0, 30.0, 60.0))
+        keys = [key, other] if (other := self.key()) != key else [key]
+        rng.shuffle(keys)
+        # Who has the keys for ever isn't waited for without end.
+        patience = () if "lock" in self.world.scenario.kinds else (None, None)
+        wait, timeout = rng.random() < 0.8, rng.choice((1.0, 30.0, 60.0, *patience))
         duration = rng.choice((None, None, 2, 10))
         d, handle = self.d, self.client.handle  # another thread may open the dictionary anew
-        section = d.lock(key, duration=duration, wait=wait, timeout=timeout)
-        with self.call("lock", ([key], duration, wait, timeout)):
+        section = d.lock(*keys, duration=duration, wait=wait, timeout=timeout)
+        with self.call("lock", (keys, duration, wait, timeout)):
             section.__enter__()
         error: BaseException | None = None
         try:
@@ -499,7 +677,7 @@ class _User:
             raise
         finally:
             if getcurrent().process.alive:
-                with self.call("leave", (key,)) as call:
+                with self.call("leave", tuple(keys)) as call:
                     call.handle = handle
                     cls = type(error) if error else None
                     section.__exit__(cls, error, None)
@@ -532,13 +710,11 @@ class _User:
         """Follow the changes in a thread of its own, at times slowly."""
         rng = random.Random(self.rng.random())
         since = rng.choice((None, 0, None, 1))
-        watcher = Watcher(self.name, self.client.handle, since)
         with self.call("open", ("watch", since)):
             watch = self.d.watch(since, poll=(0.2, 3.0))
-            watcher.since = watch._after
+        watcher = Watcher(self, watch)
         self.world.watchers.append(watcher)
-        watcher.process = self.client.process
-        slow = watcher.slow = rng.random() < 0.3
+        slow = rng.random() < 0.3
         scheduler = self.world.scheduler
 
         def follow() -> None:
@@ -554,20 +730,24 @@ class _User:
         scheduler.begin(follow, self.client.process, None)
 
     def on_change(self) -> None:
-        watcher = Watcher(self.name, self.client.handle, None)
+        events: list[Any] = []
         with self.call("open", ("on_change",)):
-            subscription = self.d.on_change(watcher.events.append, poll=(0.2, 3.0))
-            watcher.since = None
+            subscription = self.d.on_change(events.append, poll=(0.2, 3.0))
+        watcher = Watcher(self, subscription._watch)
+        watcher.events, watcher.subscription = events, subscription
         self.world.watchers.append(watcher)
         self.client.ends.append(subscription.stop)
 
     def mirror(self) -> None:
         client, rng = self.client, self.rng
         with self.call("open", ("mirror",)):
-            mirror = self.d.mirror(prefetch=rng.random() < 0.5, poll=(0.2, 3.0))
+            poll = rng.choice(((0.2, 3.0), (0.05, 3.0)))
+            mirror = self.d.mirror(prefetch=rng.random() < 0.6, poll=poll)
+        self.world.mirrors.append(Watched(self, mirror))
         newest = 0
-        for _ in range(3):
-            self.nap()
+        for _ in range(rng.choice((3, 3, 10))):
+            if rng.random() < 0.7:
+                self.nap()
             key = self.key()
             with self.call("mirrored", [key, mirror.seq, None, newest]) as call:
                 call.result = values.shrink(mirror[key])
@@ -593,6 +773,17 @@ class _User:
 
     def sleep(self) -> None:
         self.world.scheduler.sleep(self.rng.random() * self.rng.choice((0.1, 5, 30)))
+
+
+def _copied(session: Session) -> Session:
+    """Return what a forked child has of a handle: what is its parent's stays as it is."""
+    new = copy(session)
+    new._followers = []  # they are not simulated in the child
+    if parts := session._parts:
+        engine, locks = copy(parts.engine), copy(parts.locks)
+        engine.backend, locks._held = copy(engine.backend), copy(locks._held)
+        new._parts = Parts(engine, locks)
+    return new
 
 
 def _text(fields: dict[str, Any]) -> str:

@@ -471,6 +471,75 @@ PLANTS = [
             "if unknown := []:",
         ),
     ),
+    _plant(
+        "what is known of places is kept though bytes have moved",
+        "14",
+        ("engine.reader:Reader.wanted", "if new.moved != old.moved:", "if False:"),
+    ),
+    _plant(
+        "bytes are moved though a newer commit names the old ones",
+        "14",
+        ("engine.rewrite:Rewrite._swapped", "change.place.blob in tainted", "False"),
+    ),
+    _plant(
+        "a watch hands a commit out again after a lost connection",
+        "",
+        ("features.watch:Watch.__next__", "                self._after = commit.seq\n", ""),
+        ("features.watch:Watch.__next__", " if (e.seq, e.position) > self._done", ""),
+        (
+            "features.watch:Watch._commit",
+            "            if self._known.state.seq > self._after:\n",
+            (
+                "            self._after = max(self._after, self._done[0])\n"
+                "            if self._known.state.seq > self._after:\n"
+            ),
+        ),
+        (
+            "features.watch:Watch._commit",
+            "self._commits, self._looked = iter(()), True",
+            (
+                "self._commits = self._engine().commits.after(self._after, self._known)\n"
+                "            self._looked = True"
+            ),
+        ),
+    ),
+    _plant(
+        "forget leaves bytes in what other keys share with the key",
+        "",
+        (
+            "engine.rewrite:Rewrite._tainted",
+            "return tainted | {place.blob for place in self._places if place.blob in shared}",
+            "return set()",
+        ),
+    ),
+    _plant(
+        "an interrupted write is submitted all the same",
+        "",
+        ("engine.runtime:_Job.still_wanted", "if self._abandoned:", "if False:"),
+    ),
+    _plant(
+        "a critical section takes its keys in the order in which they are named",
+        "10",
+        (
+            "features.critical:CriticalSection.__init__",
+            "sorted(set(keys))",
+            "list(dict.fromkeys(keys))",
+        ),
+    ),
+    _plant(
+        "the writers' queue is leased for ever",
+        "10",
+        ("engine.turn:Turn.lost", "self._queue, _QUEUE_SECONDS", "self._queue, 1e9"),
+    ),
+    _plant(
+        "a section whose lock another thread was told to have lost writes on",
+        "7",
+        (
+            "features.holdings:Holdings._lose",
+            "if not any(key == other for other, _ in self._sections):",
+            "if True:",
+        ),
+    ),
 ]
 
 _VACUUM = "engine.vacuum:Vacuum."
@@ -572,16 +641,13 @@ PLANTS += [
         (_VACUUM + "_garbage", "named = self._engine.commits.log(known.index)", "named = []"),
     ),
 ]
-"""Rule 10 keeps lockers from waiting in a ring and a dead writer from holding up the queue: it is
-about time, and not seen here. That vacuum judges by a state later than that of its horizon can't
-be found: what isn't needed then, and lies below the horizon, wasn't to be named again before either.
+"""That vacuum judges by a state later than that of its horizon can't be found: what isn't needed then,
+and lies below the horizon, wasn't to be named again before either.
 
-Tried, and not found within 10,000 seeds: a follower that doesn't load everything anew when `moved` has
-grown (`Reader.wanted`); a forget that isn't judged by the horizon (`Rewrite._swapped`: mostly the layout
-has changed as well); and of their theme: bytes that are moved though a commit made
-since names the old ones (`Rewrite._swapped`), a watch that hands a commit out again after a lost
-connection (`Watch.__next__`), a mirror that shows what it has learnt last (`Mirror._take`). An
-interrupted write that is submitted all the same (`still_wanted`) wasn't looked for to the end."""
+Tried, and not found within 4,000 seeds: a forget that isn't judged by the horizon (`Rewrite._swapped`:
+mostly the layout has changed as well); a mirror that shows what it has learnt last (`Mirror._take`). It
+takes a value that is gone before the mirror has fetched it, a reader who asks for it, and looks, and
+the mirror's own look at the same time."""
 
 
 @contextmanager

@@ -51,11 +51,17 @@ class Scenario:
     """What happens, as far as it is drawn before."""
 
     seed: int
+    theme: str
     keys: int
     sizes: tuple[int, ...]
     clients: list[Client]
     blows: list[Blow]
     tuning: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> set[str]:
+        """All kinds of operations in it."""
+        return {step.kind for client in self.clients for steps in client.threads for step in steps}
 
 
 KINDS = {
@@ -68,6 +74,17 @@ KINDS = {
     "backwards": 0.5,
     "items": 2,
     "copy": 1,
+    "values": 0.5,
+    "pairs_backwards": 0.3,
+    "has_pair": 0.5,
+    "equal": 0.5,
+    "merged": 0.3,
+    "glob": 0.3,
+    "shown": 0.2,
+    "info": 0.2,
+    "history": 0.3,
+    "diff": 0.3,
+    "get_file": 1.5,
     "version": 1,
     "metadata": 0.5,
     "query": 0.3,
@@ -76,6 +93,8 @@ KINDS = {
     "locks": 0.3,
     "set": 6,
     "set_many": 3,
+    "update": 1.5,
+    "put_file": 1.5,
     "put": 3,
     "delete": 2,
     "delete_many": 1,
@@ -89,6 +108,7 @@ KINDS = {
     "modify": 2,
     "transaction": 3,
     "commit": 1.5,
+    "run": 1.5,
     "lock": 2,
     "unlock": 1.5,
     "force": 0.5,
@@ -126,7 +146,7 @@ THEMES: dict[str, tuple[str, str, dict[str, tuple[Any, ...]]]] = {
     "following": (
         "set set_many delete watch on_change mirror annotate forget policy",
         "pause retag",
-        {**_TINY, "rate": (0.1, 0.25), "steps": (8,)},
+        {**_TINY, "rate": (0.1, 0.25), "steps": (8,), "timeout": (3.0, 20.0)},
     ),
     "past": (
         "get set delete at revert snapshot policy copy_item put",
@@ -134,37 +154,79 @@ THEMES: dict[str, tuple[str, str, dict[str, tuple[Any, ...]]]] = {
         {**_TINY, "retention": (0.0,)},
     ),
     "restore": ("get set put keys version items get_many", "rewind pause", {"keys": (1, 2)}),
+    "forgetting": (
+        "set_many get get_many forget:2 copy_item revert items",
+        "pause",
+        {
+            "cache_bytes": (0,),
+            "inline_bytes": (0, 200),
+            "keys": (3, 5),
+            "count": (3, 4),
+            "rate": (0.0, 0.0, 0.1),
+            **_TINY,
+        },
+    ),
+    "mirrors": (
+        "set set_many delete mirror:3 forget put_file",
+        "pause",
+        {
+            "cache_bytes": (0,),
+            "inline_bytes": (0, 200),
+            "retention": (0.0,),
+            "keys": (2, 3),
+            "count": (3, 4),
+            "slowness": (1, 60),
+            "steps": (3, 5),
+            **_TINY,
+        },
+    ),
+    "interrupts": (
+        "set set_many update put_file get put delete transaction section",
+        "interrupt",
+        {"inline_bytes": (0,), "keys": (1, 2), "rate": (0.0, 0.1), "blows": (3, 6)},
+    ),
+    "sections": (
+        "section get set",
+        "pause kill",
+        {"keys": (2,), "threads": (3,), "rate": (0.0, 0.03), "steps": (3, 5)},
+    ),
     "formats": ("get set put items delete upgrade watch", "pause", {}),
 }
 """What meets more often than by chance: kinds of operations, blows, and tuning."""
+
+
+def _often(kind: str) -> tuple[str, int]:
+    """Return a kind of operation in a theme, and how many times as often as else it is drawn."""
+    name, _, times = kind.partition(":")
+    return name, int(times or 1)
 
 
 def draw(seed: int) -> Scenario:
     """Return the scenario of a seed."""
     rng = random.Random(seed)
     chance = rng.random
-    themed: tuple[str, str, dict[str, tuple[Any, ...]]] = ("", "", {})
-    if chance() < 0.75:
-        themed = THEMES[rng.choice([*THEMES, "locks", "bytes"])]
+    theme = rng.choice([*THEMES, "locks", "bytes"]) if chance() < 0.75 else ""
+    themed = THEMES.get(theme, ("", "", {}))
 
     def choice(options: Any, name: str = "") -> Any:
         return rng.choice(themed[2].get(name, options))
 
-    kinds = themed[0].split() or list(KINDS)
+    often = dict(_often(kind) for kind in themed[0].split()) or dict.fromkeys(KINDS, 1)
+    kinds = list(often)
     few = rng.sample(kinds, rng.randint(3, len(kinds) // 2 + 2))
     if chance() < 0.3:
         few = kinds
     if chance() < 0.9:
         few = [*{*few, "get", "set"}]
         few.sort()
-    weights = [KINDS[kind] * choice((0.3, 1, 1, 3)) for kind in few]
+    weights = [KINDS[kind] * often.get(kind, 1) * choice((0.3, 1, 1, 3)) for kind in few]
 
     faults = tuple(rng.sample(FAULTS, rng.randint(1, len(FAULTS))))
     rate = choice((0.0, 0.03, 0.1, 0.25), "rate")
     latency = choice((0.002, 0.02, 0.2), "latency")
     spikes = choice((0.0, 0.02, 0.1), "spikes")
-    pause = choice((0.0, 0.01, 0.1, 3.0))
-    count = choice((1, 2, 2, 3, 3, 4))
+    pause = choice((0.0, 0.01, 0.1, 3.0), "pause")
+    count = choice((1, 2, 2, 3, 3, 4), "count")
     steps = choice(range(2, 9), "steps")
     number = 0
 
@@ -178,12 +240,13 @@ def draw(seed: int) -> Scenario:
 
     inline = choice((0, 200, 2048), "inline_bytes")
     history = choice((None, None, "all", 2))
-    timeout = choice((3.0, 20.0, 60.0))
+    timeout = choice((3.0, 20.0, 60.0), "timeout")
     retention = choice((0.0, 0.5, 3600.0), "retention")
     staleness = choice((0.0, 0.0, 0.0, 0.0, 0.5))
     clients = []
     for n in range(count):
-        mine = Weather(latency * choice((1, 1, 1, 10)), spikes, rate * choice((0, 1, 1, 1)), faults)
+        slowly = choice((1, 1, 1, 10), "slowness")
+        mine = Weather(latency * slowly, spikes, rate * choice((0, 1, 1, 1)), faults)
         clients.append(
             Client(
                 {
@@ -196,7 +259,7 @@ def draw(seed: int) -> Scenario:
                     "history": history if n == 0 or chance() < 0.2 else None,
                 },
                 mine,
-                [thread() for _ in range(choice((1, 1, 1, 2, 3)))],
+                [thread() for _ in range(choice((1, 1, 1, 2, 3), "threads"))],
                 interruptible=False,
                 pause=pause,
                 skew=choice((0.0, 0.0, -100.0, 1000.0)),
@@ -207,10 +270,11 @@ def draw(seed: int) -> Scenario:
     blows = []
     struck = rng.sample(BLOWS, rng.randint(0, 3)) if chance() < 0.4 else []
     struck += [kind for kind in themed[1].split() if chance() < 0.5 and kind not in struck]
+    # A forgotten key would come back with an index from before that.
     if "rewind" in struck and "forget" in few:
         struck.remove("rewind")
     for kind in struck:
-        for _ in range(rng.randint(1, 3)):
+        for _ in range(choice((1, 2, 3), "blows")):
             seconds = choice((0.1, 5.0, 20.0, 40.0))
             blows.append(Blow(chance() * length, kind, rng.randrange(count), seconds))
     blows.sort(key=lambda blow: blow.time)
@@ -220,6 +284,7 @@ def draw(seed: int) -> Scenario:
     log_seconds = choice((0.0, 5.0, 86400.0))
     scenario = Scenario(
         seed,
+        theme,
         keys=choice((1, 2, 2, 3, 5), "keys"),
         sizes=choice(((0,), (0, 100), (0, 300, 3000), (0, 0, 100, 300, 3000))),
         clients=clients,
@@ -231,6 +296,10 @@ def draw(seed: int) -> Scenario:
             "LOG_SECONDS": log_seconds,
             "PIECE_BYTES": choice((256, 1024, 8 << 20)),
             "PACK_BYTES": choice((500, 16 << 20)),
+            "CHUNK_BYTES": choice((600, 1 << 20)),
+            "_SMALL": choice((600, 1 << 20)),
+            "_UPLOAD_ITEMS": choice((2, 10_000)),
+            "_WINDOW_ITEMS": choice((1, 4096)),
             "LEASE_SECONDS": choice((2.0, 15.0, 15.0), "LEASE_SECONDS"),
             "RECENT_IDS": choice((6, 64)) if log_seconds > 3600 else 64,
         },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from remotedict.backend.memory import MemoryBackend
 
@@ -58,6 +58,7 @@ class Store(MemoryBackend):
     def lease(
         self, path: str, seconds: float, *, lease_id: str, force: bool = False
     ) -> MemoryLease:
+        self.witness.waits(path, seconds)
         before = self._leases.get(path)
         lease = super().lease(path, seconds, lease_id=lease_id, force=force)
         if before and before[0] != lease_id:
@@ -84,5 +85,6 @@ class Store(MemoryBackend):
         """Put the same bytes again: so does who copies the blob, or sets its tier."""
         super().put(self.index, self._blobs[self.index].data)
 
-    def any(self, path: str) -> Any:
-        return path in self._blobs
+    def blobs(self) -> list[tuple[str, bytes, float]]:
+        """Return all blobs and since when they are there, asked by nobody."""
+        return [(path, blob.data, blob.time) for path, blob in self._blobs.items()]

@@ -6,6 +6,7 @@ It replays each commit on plain dicts, and shares nothing with the engine but th
 from __future__ import annotations
 
 import re
+from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remotedict.errors import RemoteDictError
@@ -18,6 +19,7 @@ from remotedict.pure.records import (
     Forget,
     Index,
     Lock,
+    Log,
     Range,
     Segment,
     Set,
@@ -25,13 +27,14 @@ from remotedict.pure.records import (
     decode,
 )
 from simulation.vacuum import Keeper
-from simulation.values import TOKEN, expand
+from simulation.values import TOKEN, raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from simulation.store import Store
 
+_LEASE_MAX = 60.0  # what Azure grants, but for ever
 _GENERATION = re.compile("-([0-9a-f]{32})$")
 
 
@@ -154,9 +157,12 @@ class Witness:
         self.commits: list[Commit] = []
         self.index: Index | None = None
         self.was_upgraded = False  # also if it has been brought back since
+        self.upgraded_at = inf
+        self._tokens: dict[str, list[tuple[int, str]]] = {}  # by key: after which landing, which
         self.versions_of_index: list[bytes] = []
         self.landed_ids: dict[bytes, int] = {}
         self.rewinds: list[int] = []
+        self.branches: list[list[Commit]] = []  # what was current before each of them
         self.times = [0.0]
         self.clock = clock
         self.drops = 0
@@ -194,7 +200,8 @@ class Witness:
     def _landed(self, data: bytes, who: str) -> None:
         index, _ = decode(data, Index, self._layout.index)
         old, self.index = self.index, index
-        self.was_upgraded |= self.upgraded
+        if self.upgraded and not self.was_upgraded:
+            self.was_upgraded, self.upgraded_at = True, self.clock()
         if old and old.features and who[:1] not in self.newer:
             self.fail("format", f"{who} wrote on an index whose format it doesn't know")
         self.versions_of_index.append(data)
@@ -349,6 +356,7 @@ class Witness:
             state.past[key, state.versions[key]] = (None, commit.seq)
             return
         token = self._token(change, index, name)
+        self._tokens.setdefault(key, []).append((len(self.states), token))
         state.set(key, token)
         state.past[key, state.versions[key]] = (token, commit.seq)
 
@@ -387,7 +395,8 @@ class Witness:
         if data is None or generation not in data:
             return None
         found = TOKEN.search(data)
-        if found is None or expand(found[0].decode()).encode() not in data:
+        # Its beginning and its end: the chunks between them have heads of their own.
+        if found is None or raw(found[0].decode())[-8:] not in data[found.start() :]:
             return None
         return found[0].decode()
 
@@ -406,6 +415,47 @@ class Witness:
         """Return where the bytes of a generation are: path, offset and length, or themselves."""
         return self._where.get(generation)
 
+    def check_forgotten(self, key: str, call: Any) -> None:
+        """See that no blob has any bytes of what a key was before it was forgotten.
+
+        Copies are keys of their own. And what a writer, or its upkeep, was laying out anew just
+        then is garbage if it comes too late to be named.
+        """
+        forgets = [
+            n
+            for n, landing in enumerate(self.landings)
+            if landing
+            and any(isinstance(c, Forget) and c.key == key for c in landing.commit.changes)
+        ]
+        earlier = [n for n in forgets if n <= call.begun]
+        forgot = max(sorted({*call.landed} & {*forgets}) or earlier or forgets[:1])
+        mine = self._tokens.get(key, ())
+        kept = {token for k, told in self._tokens.items() if k != key for _, token in told}
+        gone = (
+            {token for n, token in mine if n < forgot} - kept - {t for n, t in mine if n > forgot}
+        )
+        named = self._named()
+        for path, data, time in self.store.blobs() if gone else ():
+            if time <= self.times[forgot] or path in named:
+                for name in TOKEN.findall(data):
+                    if name.decode() in gone:
+                        self.fail("forget", f"{path} has {name.decode()} of {key}, forgotten")
+
+    def _named(self) -> set[str]:
+        """Return the paths of what the index names, and its log."""
+        index = self.index
+        refs = [*index.segments, index.checkpoint, index.log] if index else []
+        blobs = {ref.blob for ref in refs if ref}
+        if index and index.log:
+            log, _ = decode(self.store.blob(self._layout.path(index.log.blob)), Log, "")
+            blobs |= {ref.blob for ref in log.segments}
+        return {self._layout.index} | {self._layout.path(blob) for blob in blobs}
+
+    def waits(self, path: str, seconds: float) -> None:
+        """See that no lease outlives its holder for long."""
+        if not 0 < seconds <= _LEASE_MAX:
+            self.fail("lease", f"{path} was leased for {seconds} seconds")
+
     def leased(self, path: str, lease_id: str) -> None:
         """Take down who was granted a lease."""
         op = self._owners.get(bytes.fromhex(lease_id.replace("-", "")))
@@ -416,6 +466,7 @@ class Witness:
         """Take down that the index was brought back."""
         self.index, _ = decode(data, Index, self._layout.index)
         seq = self.index.seq
+        self.branches.append(self.commits.copy())
         for commit_id in self.order[seq:]:
             del self.landed_ids[commit_id]  # it may be made again
         del self.order[seq:]
@@ -438,6 +489,19 @@ class Witness:
     def upgraded(self) -> bool:
         """Whether the index asks for a feature that older clients don't know."""
         return bool(self.index and self.index.features)
+
+    def numbers(self, commit_id: bytes) -> list[int]:
+        """Return after which landings a commit was the newest: several, if it was made again."""
+        return [
+            n
+            for n, landing in enumerate(self.landings)
+            if landing and landing.commit.id == commit_id
+        ]
+
+    def forgotten_since(self, seq: int) -> set[str]:
+        """Return the keys that were forgotten after a commit."""
+        changes = (change for commit in self.commits[seq:] for change in commit.changes)
+        return {change.key for change in changes if isinstance(change, Forget)}
 
     def by_seq(self, seq: int) -> State | None:
         """Return the state as of a commit of the branch that there is now."""

@@ -6,6 +6,7 @@ import gc
 import random
 import traceback
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,15 +14,16 @@ from greenlet import getcurrent
 
 import remotedict.session
 from remotedict import RemoteDict
-from remotedict.engine import garbage, reader, upkeep, values
+from remotedict.engine import core, garbage, reader, rewrite, upkeep, values
+from remotedict.engine.index import IndexBlob, Known
 from remotedict.engine.runtime import AbandonedError
 from remotedict.errors import RemoteDictError
-from remotedict.features import locks
-from remotedict.pure import plan, records, state
+from remotedict.features import files, locks
+from remotedict.pure import codec, plan, records, state
 from remotedict.pure.naming import Layout
 from simulation import checks
 from simulation.calls import Call
-from simulation.clients import FEATURE, Place, VirtualClient, Watcher
+from simulation.clients import FEATURE, Place, VirtualClient, Watched, Watcher
 from simulation.network import Network, Weather
 from simulation.runtime import SimRuntime
 from simulation.scheduler import Process, Raise, Scheduler, Stuck, Thread
@@ -29,11 +31,16 @@ from simulation.store import Store
 from simulation.witness import Violation, Witness
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from remotedict.features.mirror import Mirror
     from simulation.scenario import Blow, Scenario
+    from simulation.witness import State
 
 _STEPS = 60_000
+_CLIENTS = 7
+_SHORT = 5.0
+_PATIENCE = 100  # times that it is seen whether all followers have come to the end
 _CALM = Weather(0.001, 0.0, 0.0, ())
 
 
@@ -76,7 +83,9 @@ class World:
         self.history: list[Call] = []
         self._ticks = 0
         self.watchers: list[Watcher] = []
+        self.mirrors: list[Watched] = []
         self.handles: list[RemoteDict] = []
+        self.learnt: list[tuple[float, str, bytes]] = []  # when, which client, and which commit
         self._rng = random.Random(seed * 8 + 2)
         self._ids = random.Random(seed * 8 + 3)
         self._networks: list[Network] = []
@@ -125,6 +134,17 @@ class World:
         """Return the runtime of the process that runs now."""
         return self.runtimes[getcurrent().process]
 
+    def listening(self, publish: Callable[..., Known]) -> Callable[..., Known]:
+        """Return what also takes down when which client has learnt of a commit."""
+
+        def listened(index: IndexBlob, known: Known) -> Known:
+            known = publish(index, known)
+            client = getcurrent().process.name[0]
+            self.learnt.append((self.scheduler.now, client, known.state.head))
+            return known
+
+        return listened
+
     # -- what befalls them ------------------------------------------------------------------
 
     def strike(self, blow: Blow) -> None:
@@ -149,10 +169,10 @@ class World:
             self.scheduler.at(self.scheduler.now + blow.seconds, client.start)
             client.busy = 1  # it will be back
         elif blow.kind == "fork":
-            if client.d is not None:
-                client.d._session.forget_parts()
-                self._kill(client)
-                client.go_on()
+            if client.d is not None and len(self.clients) < _CLIENTS:
+                self.clients.append(client.fork(len(self.clients)))
+                if blow.seconds > _SHORT:
+                    self._kill(client)
         elif blow.kind == "interrupt":
             main = client.main
             if main and main.op is not None:
@@ -205,13 +225,37 @@ class World:
         for network in self._networks:
             network.calm = True
         scheduler = self.scheduler
+        for _ in range(_PATIENCE):
+            self._pass(5.0)
+            if not any(checks.behind(self, one) for one in [*self.watchers, *self.mirrors]):
+                break
+        else:
+            self.witness.fail("behind", "a watch or a mirror doesn't come to the end")
+        self._look_into_mirrors()
         for client in self.clients:
             for stop in client.ends:
-                scheduler.at(scheduler.now + 5.0, stop)
-        self._pass(6.0)
+                scheduler.at(scheduler.now, stop)
+        self._pass(1.0)
         for process in self.processes:
             scheduler.kill(process)
         scheduler.run()
+
+    def _look_into_mirrors(self) -> None:
+        """See that the mirrors show the end, as far as they are still there."""
+        for mirror in self.mirrors:
+            if mirror.is_there() and not self.witness.rewinds:
+                look = partial(self._look_into, mirror.follower, self.witness.state)
+                self.scheduler.begin(look, mirror.process, None)
+        self._pass(2.0)
+
+    def _look_into(self, mirror: Mirror, state: State) -> None:
+        try:
+            shown = checks.everything(mirror)
+        except RemoteDictError as exc:
+            self.witness.fail("mirror", f"it raised {exc!r} at the end")
+            return
+        if mirror.seq == state.seq and shown != list(state.items.items()):
+            self.witness.fail("mirror", f"it showed {shown} at the end, not {state.items}")
 
     def _pass(self, seconds: float) -> None:
         self.scheduler.at(self.scheduler.now + seconds, self.scheduler.stop)
@@ -251,6 +295,7 @@ class World:
         self.handles.clear()
         self.clients.clear()
         self.watchers.clear()
+        self.mirrors.clear()
 
 
 class _Features:
@@ -272,7 +317,11 @@ def tuned(tuning: dict[str, Any], world: World) -> Iterator[None]:
         "LOG_SECONDS": [upkeep],
         "BATCH": [garbage],
         "PIECE_BYTES": [reader, values],
-        "PACK_BYTES": [values],
+        "PACK_BYTES": [values, core, rewrite],
+        "CHUNK_BYTES": [codec],
+        "_SMALL": [files],
+        "_UPLOAD_ITEMS": [core],
+        "_WINDOW_ITEMS": [core],
         "LEASE_SECONDS": [locks],
         "RECENT_IDS": [state],
     }
@@ -283,6 +332,9 @@ def tuned(tuning: dict[str, Any], world: World) -> Iterator[None]:
             setattr(module, name, value)
     before.append((records, "FEATURES", records.FEATURES))
     records.FEATURES = _Features()
+    if any(blow.kind == "rewind" for blow in world.scenario.blows):
+        before.append((IndexBlob, "_publish", IndexBlob._publish))
+        IndexBlob._publish = world.listening(IndexBlob._publish)  # type: ignore[method-assign]
     session = remotedict.session
     before.append((session, "default_runtime", session.default_runtime))
     session.default_runtime = world.runtime
@@ -308,7 +360,7 @@ def simulate(scenario: Scenario, *, trace: bool = False) -> Report:
             finally:
                 world.close()
     finally:
-        if next(_runs) % 100 == 0:
+        if next(_runs) % 50 == 0:
             gc.collect()
         if collects:
             gc.enable()
