@@ -81,6 +81,11 @@ class RemoteDict(Transactional, Versioned, Lockable, MutableMapping[str, Any]):
         Seconds, at the least, for which a replaced value is kept though `history` doesn't: for
         those who are reading it. An hour by default. It is whoever does the upkeep whose
         retention counts: give all writers the same.
+    codec : str
+        ``"pickle"`` stores whatever can be pickled: open only dictionaries that you trust.
+        ``"safe"`` stores, and reads, only what needs no code to be read.
+    max_value_bytes : int, optional
+        How large a value may be, before compression, to be written or to be read.
     cache_bytes : int
         How many bytes of values (as stored) are kept in memory, to be read again without a
         download. What is cached can't be stale: whether it is current is asked each time.
