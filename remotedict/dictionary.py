@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping, Sized
+from collections.abc import Mapping, MutableMapping, Sized
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import pandas as pd
 
@@ -19,10 +19,9 @@ from remotedict.features import files
 from remotedict.features.history import again, check_version
 from remotedict.features.metadata import WritableMetadata, encoded
 from remotedict.features.progress import progress
-from remotedict.features.reading import Readable
 from remotedict.features.selection import no_repeats, pair, select
 from remotedict.features.showing import html
-from remotedict.features.writing import Changed, Operation, Writer, changing, setting
+from remotedict.features.writing import Changed, Operation, Writer, changing, pairs_of, setting
 from remotedict.lockable import Lockable
 from remotedict.maintained import Maintained
 from remotedict.pure.draft import Draft
@@ -82,6 +81,11 @@ class RemoteDict(Transactional, Versioned, Lockable, Maintained, MutableMapping[
         Seconds, at the least, for which a replaced value is kept though `history` doesn't: for
         those who are reading it. An hour by default. It is whoever does the upkeep whose
         retention counts: give all writers the same.
+    codec : str
+        ``"pickle"`` stores whatever can be pickled: open only dictionaries that you trust.
+        ``"safe"`` stores, and reads, only what needs no code to be read.
+    max_value_bytes : int, optional
+        How large a value may be, before compression, to be written or to be read.
     cache_bytes : int
         How many bytes of values (as stored) are kept in memory, to be read again without a
         download. What is cached can't be stale: whether it is current is asked each time.
@@ -249,7 +253,7 @@ class RemoteDict(Transactional, Versioned, Lockable, Maintained, MutableMapping[
         """
         for key in other if isinstance(other, dict) else ():
             check_key(key)  # before anything is uploaded
-        pairs = ((check_key(key), value) for key, value in chain(_pairs(other), more.items()))
+        pairs = ((check_key(key), value) for key, value in chain(pairs_of(other), more.items()))
         if self._writer.gathering:
             self._set(list(dict(pairs).items()))
         else:
@@ -641,12 +645,3 @@ def _reopened(cls: type[_D], session: Session) -> _D:
     made = cls.__new__(cls)
     made._attach(session)  # noqa: SLF001
     return made
-
-
-def _pairs(other: Any) -> Iterable[tuple[Any, Any]]:
-    """Return what `dict` would make a dict of, as pairs."""
-    if isinstance(other, Readable):
-        return other.items()
-    if hasattr(other, "keys"):
-        return ((key, other[key]) for key in other.keys())  # noqa: SIM118 - as dict does it
-    return cast("Iterable[tuple[Any, Any]]", other)

@@ -27,6 +27,7 @@ from remotedict import (
     SignatureError,
 )
 from remotedict.pure import codec, lz4, plan, records, state
+from remotedict.pure.coding import Codec
 from remotedict.pure.keyring import Keyring, Secret
 
 SIGNING, OTHER, ENCRYPTION = "s" * 32, "o" * 32, b"e" * 32
@@ -250,7 +251,8 @@ def test_a_strangers_pickle_is_never_run(world, attackers):
     header, _ = codec.any_header(memoryview(was), path, d._engine.keyring)
     names = {"key": "k", "dictionary": header.dictionary, "generation": header.generation}
     keyring = Keyring([Secret(OTHER, "signing_key")]) if attackers else None
-    bombs = (codec.encode(Bomb(n), **names, keyring=keyring).join() for n in range(300, 700))
+    by = Codec("pickle")
+    bombs = (codec.encode(Bomb(n), by, **names, keyring=keyring).join() for n in range(300, 700))
     evil = next(bomb for bomb in bombs if len(bomb) >= len(was))
     world.store.put(path, evil[: len(was)])
     with mock.patch.object(os, "putenv") as went_off:

@@ -8,6 +8,7 @@ import decimal
 import enum
 import io
 import pathlib
+import re
 import subprocess
 import sys
 import uuid
@@ -618,3 +619,12 @@ def test_nothing_is_unpickled_and_cloudpickle_not_imported(tmp_path: pathlib.Pat
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_format_names_each_tag() -> None:
+    page = (pathlib.Path(__file__).parent.parent / "docs" / "format.md").read_text("utf-8")
+    listed = page.partition("\n## Safe values")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| ([\d, ]+) \|", listed, re.MULTILINE)
+    numbers = [int(number) for row in rows for number in row.split(",")]
+    known = {value for name, value in vars(tags).items() if name.isupper()}
+    assert sorted(numbers) == sorted(known) == sorted(tree.Reader.readers)

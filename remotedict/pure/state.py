@@ -10,11 +10,12 @@ that a view may look back beyond the base as well.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from msgspec.structs import replace
 
 from remotedict.pure import merging
+from remotedict.pure.chains import Chains
 from remotedict.pure.entry import Entry, Item, Stamp, Tombstone, kept
 from remotedict.pure.records import (
     Annotate,
@@ -45,31 +46,6 @@ _REBASE_SHARE = 8  # changes outgrow a base that isn't so many times as large
 # So many keys are taken from the base at once: few at first, for who wants only the first one.
 _FIRST_BLOCK, _BLOCK = 64, 4096
 
-_V = TypeVar("_V")
-
-
-class _Chains(Generic[_V]):
-    """Values by key and seq; only ever appended to, in the order of the seqs."""
-
-    def __init__(self) -> None:
-        self.of: dict[str, list[tuple[int, _V]]] = {}
-
-    def at(self, seq: int, key: str, default: Any = None) -> _V | Any:
-        for since, value in reversed(self.of.get(key, ())):
-            if since <= seq:
-                return value
-        return default
-
-    def add(self, seq: int, key: str, value: _V) -> None:
-        self.of.setdefault(key, []).append((seq, value))
-
-    def items(self, seq: int) -> Iterator[tuple[str, _V]]:
-        # list(): another thread may append a newer chain meanwhile; this view doesn't want it.
-        for key in list(self.of):
-            value = self.at(seq, key)
-            if value is not None:
-                yield key, value
-
 
 class _Growth:
     """What a lineage of states shares: the base, and all that was added since.
@@ -92,9 +68,9 @@ class _Growth:
         self.size = 0
         self.next_order = next_order
         self.floor = floor
-        self.entries: _Chains[Item] = _Chains()
+        self.entries: Chains[Item] = Chains()
         self.inserted: list[tuple[int, int, str]] = []  # seq, order, key
-        self.locks: _Chains[LockEntry | None] = _Chains()
+        self.locks: Chains[LockEntry | None] = Chains()
         self.ids = list(ids)
         self.ids_start = tip - len(self.ids) + 1  # the seq of the first; the list only grows
         # What a walk need not visit: as of a seq, and ever after, all positions before the first
@@ -504,7 +480,7 @@ class State:
         grown = self._grown
         cut = self._before_inline()
         settled: dict[str, list[Item]] = {}
-        later = _Chains[Item]()
+        later = Chains[Item]()
         for key, chain in list(grown.entries.of.items()):
             items = [(seq, item) for seq, item in chain if seq <= self.seq]
             if key in forgotten:
