@@ -13,7 +13,7 @@ from remotedict.engine.reader import read_range
 from remotedict.engine.runtime import log
 from remotedict.engine.values import PACK_BYTES
 from remotedict.errors import HistoryGapError, StoreUnavailableError
-from remotedict.pure import naming, plan
+from remotedict.pure import naming, plan, references
 from remotedict.pure.keyring import ENCRYPTED
 from remotedict.pure.records import (
     CheckpointRef,
@@ -168,7 +168,7 @@ class Rewrite:
             segment = plan.seal(index, commits, index.base, last, self._uuid(), self._keyring)
             self._backend.put(self._layout.path(segment.ref.blob), segment.blob)
             sealed, settled = [segment.ref], state.settled(segment.commits)
-        places = self._packed(settled.ranges(tainted), index)
+        places = self._packed(references.ranges(settled, tainted), index)
         record, data = settled.moved(places).checkpoint(
             index.dictionary, index.incarnation, "", index.seq
         )
@@ -269,7 +269,7 @@ class Rewrite:
         }
         # A blob of its own is named by its generation. Copies share the bytes, and keep them.
         state = self._engine.index.since(self._engine.index.ticket()).state
-        used = state.generations({_generation(path) for path in own})
+        used = references.generations(state, {_generation(path) for path in own})
         doomed += [path for path in own if _generation(path) not in used]
         self._backend.delete(doomed)
 
