@@ -72,6 +72,11 @@ class References:
             needed[n] |= row >= 0
         return needed
 
+    def live(self, blob: str) -> int | float:
+        """Return how many bytes of a blob are needed; infinity if all of it is."""
+        use = self.shared.get(blob)
+        return float("inf") if use is None or blob in self.named or blob[0] == "v" else use.live
+
     def rows(self, references: Sequence[str]) -> list[int]:
         """Return the numbers of values' own blobs; -1 for those that aren't needed."""
         rows = np.full(len(references), -1, np.int64)

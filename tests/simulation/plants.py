@@ -254,7 +254,7 @@ PLANTS = [
     _plant(
         "a new layout is swapped in whatever has become of the old one",
         "14",
-        ("engine.rewrite:Rewrite._swapped", "if not same or any(", "if any("),
+        ("engine.relayout:Relayout._swapped", "if not same or any(", "if any("),
     ),
     _plant(
         "a checkpoint replaces a newer one",
@@ -577,9 +577,9 @@ about time, and not seen here. That vacuum judges by a state later than that of 
 be found: what isn't needed then, and lies below the horizon, wasn't to be named again before either.
 
 Tried, and not found within 10,000 seeds: a follower that doesn't load everything anew when `moved` has
-grown (`Reader.wanted`); a forget that isn't judged by the horizon (`Rewrite._swapped`: mostly the layout
+grown (`Reader.wanted`); a forget that isn't judged by the horizon (`Relayout._swapped`: mostly the layout
 has changed as well); and of their theme: bytes that are moved though a commit made
-since names the old ones (`Rewrite._swapped`), a watch that hands a commit out again after a lost
+since names the old ones (`Relayout._swapped`), a watch that hands a commit out again after a lost
 connection (`Watch.__next__`), a mirror that shows what it has learnt last (`Mirror._take`). An
 interrupted write that is submitted all the same (`still_wanted`) wasn't looked for to the end."""
 
