@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import pandas as pd
 
-from remotedict.engine.rewrite import Rewrite
 from remotedict.errors import (
     ConflictError,
     KeyNotFoundError,
@@ -25,9 +24,8 @@ from remotedict.features.writing import Changed, Operation, Writer, changing, pa
 from remotedict.lockable import Lockable
 from remotedict.maintained import Maintained
 from remotedict.pure.draft import Draft
-from remotedict.pure.entry import Entry
 from remotedict.pure.naming import check_key
-from remotedict.pure.records import Annotate, Change, Delete, Forget, Range, Set
+from remotedict.pure.records import Annotate, Change, Delete, Set
 from remotedict.pure.secrecy import Hidden
 from remotedict.session import Options, Session
 from remotedict.transactional import Transactional
@@ -41,6 +39,7 @@ if TYPE_CHECKING:
 
     from remotedict.engine.index import Known
     from remotedict.engine.stats import Stats
+    from remotedict.pure.entry import Entry
     from remotedict.pure.state import State
     from remotedict.session import Place
 
@@ -509,60 +508,6 @@ class RemoteDict(Transactional, Versioned, Lockable, Maintained, MutableMapping[
             return changes
 
         self._writer.make(changing(decide), early=True)
-
-    def forget(self, key: str) -> None:
-        """Remove a key with all its history and bytes, for good; its versions begin anew.
-
-        Every other write keeps what was there for a while, and for ever with a history. This is
-        for those who must not keep it. It reads all small values and commits of the dictionary,
-        and writes anew what lies in one blob with the key's: it takes its time. Copies made by
-        `copy_item` are keys of their own, and stay. Who forgot the key and when stays known. So
-        does what other processes have in memory or in their `cache_dir`, until they look again,
-        and what the store itself keeps: backups, say, or blobs that it deletes softly. And what
-        another process was just laying out anew, to find that it comes too late, is garbage that
-        nothing names, and stays as long as other garbage.
-
-        Raises
-        ------
-        KeyNotFoundError
-            The key was never set.
-        RuntimeError
-            Inside `commit` or `transaction`.
-
-        Examples
-        --------
-        >>> import remotedict
-        >>> d = remotedict.MemoryDictionary()
-        >>> d["name"] = "Ann"
-        >>> d.forget("name")
-        >>> d.version("name"), d.history("name")["kind"].tolist()
-        (0, ['forget'])
-        """
-        check_key(key)
-        if self._writer.gathering:
-            msg = "forget() is a commit of its own: call it outside of commit() and transaction()"
-            raise RuntimeError(msg)
-
-        def decide(draft: Draft) -> list[Change]:
-            item = draft.item(key)
-            if item is None:
-                raise KeyNotFoundError([key])
-            places.clear()
-            places.extend(
-                one.range(key)
-                for one in draft.listed(key)
-                if isinstance(one, Entry) and not isinstance(one.place, bytes)
-            )
-            if item.version:
-                return [Forget(key)]
-            before.append(item.stamp.seq)
-            return []
-
-        engine, before, places = self._engine, list[int](), list[Range]()
-        commit = self._parts.locks.commit(decide)
-        seq = commit.seq if commit else before[-1]  # again: not all may have been done then
-        with progress(1, "searching", self._session.options.progress) as done:
-            engine.runtime.call(lambda: Rewrite(engine, key, seq, places).run(done))
 
     def _set(self, items: list[tuple[str, Any]]) -> None:
         if items:

@@ -486,6 +486,95 @@ def test_who_reads_what_is_gone_is_told_so(world, by_hand):
     assert set(reader.copy().values()) == {"new"}
 
 
+# What lives in a mostly dead pack is packed anew (rule 14).
+
+
+def sparse(world, **options):
+    """Return two clients of a dictionary of which one pack is mostly dead, and what it holds."""
+    rng = random.Random(1)
+    d, other = world.open(retention=0, cache_bytes=0, **options), world.open(cache_bytes=0)
+    values = {f"k{n}": rng.randbytes(3000) for n in range(12)}
+    d.update(values)
+    [pack] = {path for path in d.index if "/.packs/" in path}
+    for n in range(10):
+        d[f"k{n}"] = values[f"k{n}"] = n
+    assert other.copy() == values
+    return d, other, values, pack
+
+
+@pytest.mark.parametrize("keys", [{}, {"encryption_key": "b" * 40}])
+def test_what_lives_in_a_mostly_dead_pack_is_packed_anew(world, by_hand, keys):
+    if keys:
+        pytest.importorskip("cryptography")
+    rng = random.Random(1)
+    d, reader = world.open(retention=0, **keys), world.open(cache_bytes=0, **keys)
+    values = {f"k{n}": rng.randbytes(3000) for n in range(12)}
+    d.update(values)
+    [pack] = {path for path in d.index if "/.packs/" in path}
+    for n in range(10):
+        d[f"k{n}"] = values[f"k{n}"] = n
+    then = reader.snapshot()
+    assert d.vacuum(grace=0, dry_run=True).repacked.blobs == 1
+    report = d.vacuum(grace=0)
+    assert report.repacked.blobs == 1
+    assert report.repacked.nbytes == blobs(d)[pack]  # it is there still, for who reads it now
+    assert "packed anew" in repr(report)
+    assert d._engine.now().index.horizon == report.horizon  # moving alone raises none
+    assert then.copy() == values
+    for handle in (d, reader, world.open(**keys)):
+        assert handle.copy() == values
+    d["more"] = values["more"] = 1
+    d.vacuum(grace=0)
+    report = d.vacuum(grace=0)
+    assert pack not in blobs(d)
+    assert report.repacked.blobs == 0
+    for handle in (d, reader, world.open(**keys)):
+        assert handle.copy() == values
+    with pytest.raises(SnapshotExpiredError):
+        then["k11"]
+    assert d.verify(deep=True).ok
+
+
+def test_what_is_copied_or_written_while_it_is_packed_anew_has_its_bytes(world, by_hand):
+    d, other, values, pack = sparse(world)
+    original, packs = world.of(d)._do, []
+
+    def do(call, act):
+        if call.verb == "put" and "/.packs/" in call.path:
+            packs.append(call.path)
+        if call.verb == "put" and "/logs/" in call.path and len(packs) == 1:
+            other.copy_item("k11", "copy")
+            other["k10"] = values["k10"] = "other"
+            values["copy"] = values["k11"]
+        return original(call, act)
+
+    world.of(d)._do = do
+    assert d.vacuum(grace=0).repacked.blobs == 1
+    assert len(packs) == 2
+    for _ in range(3):
+        other["l"] = values["l"] = 1
+        other.vacuum(grace=0)
+    assert pack not in blobs(d)
+    for handle in (d, other, world.open()):
+        assert handle.copy() == values
+
+
+@pytest.mark.parametrize("fault", [lose_request, lose_reply])
+def test_a_lost_reply_moves_nothing_twice(world, by_hand, fault):
+    d, other, values, _ = sparse(world)
+    for _ in range(3):
+        world.of(d).at("put", INDEX, lambda act: act())
+    world.of(d).at("put", INDEX, fault)
+    d.vacuum(grace=0)
+    for handle in (d, other, world.open()):
+        assert handle.copy() == values
+        handle["k1"] = values["k1"] = values["k1"] + 1
+    for _ in range(3):
+        d.vacuum(grace=0)
+    assert world.open().copy() == values
+    assert d.verify(deep=True).ok
+
+
 # What isn't ours.
 
 

@@ -96,6 +96,8 @@ class Garbage:
         self._keyring = keyring
         self._dropped = dropped
         self.horizon = known.index.horizon
+        checkpoint = known.index.checkpoint
+        self.checkpoint_size = checkpoint.size if checkpoint else 0
         self.references = References(known.state, known.index, log)
 
     def judged(self, blobs: Iterable[BlobInfo]) -> Iterator[list[Judged]]:

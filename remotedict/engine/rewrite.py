@@ -10,33 +10,27 @@ from msgspec.structs import replace
 from remotedict.backend import BlobNotFound
 from remotedict.engine.commits import first_kept
 from remotedict.engine.reader import read_range
+from remotedict.engine.relayout import Relayout, moved
 from remotedict.engine.runtime import log
-from remotedict.engine.values import PACK_BYTES
 from remotedict.errors import HistoryGapError, StoreUnavailableError
-from remotedict.pure import naming, plan
+from remotedict.pure import naming, references
 from remotedict.pure.keyring import ENCRYPTED
 from remotedict.pure.records import (
-    CheckpointRef,
     Commit,
     Drop,
     Index,
-    Log,
-    LogRef,
     Range,
-    SegmentRef,
     Set,
-    encode,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from remotedict.backend import BlobInfo, Buffer
+    from remotedict.backend import BlobInfo
     from remotedict.engine.core import Engine
     from remotedict.engine.index import Known
     from remotedict.engine.values import Progress
     from remotedict.pure.records import Change
-    from remotedict.pure.state import State
 
     Places = Mapping[tuple[str, int], Range]
 
@@ -79,14 +73,11 @@ class Rewrite:
             try:
                 self._places |= self._named(known)
                 tainted = self._tainted(index, progress)
-                laid_out = self._laid_out(known.state, index, tainted)
+                laid_out = Relayout(self._engine, self._clean).attempt(known, tainted)
             except (BlobNotFound, HistoryGapError) as exc:  # the same, and quicker
                 log.debug("laying out anew begins again: %s", exc)
                 continue
-            if self._engine.swap(
-                lambda now: self._swapped(now, index, laid_out, tainted),  # noqa: B023
-                alone=True,
-            ):
+            if laid_out:
                 self._delete(index, laid_out, tainted)
                 return
         msg = (
@@ -148,112 +139,13 @@ class Rewrite:
 
         def clean(change: Change, commit: Commit) -> Change:
             if commit.seq >= self._forgotten or isinstance(change, Drop) or change.key != self._key:
-                return _moved(change, places)
+                return moved(change, places)
             return _NOTHING  # and not left out: an event is known by its place in the commit
 
         return [
             replace(commit, changes=[clean(change, commit) for change in commit.changes])
             for commit in commits
         ]
-
-    # -- the new layout ---------------------------------------------------------------------
-
-    def _laid_out(self, state: State, index: Index, tainted: Collection[str]) -> Index:
-        """Write everything that is to be written; return the index that names it."""
-        sealed: list[SegmentRef] = []
-        settled = state.settled([])
-        if index.tail:
-            commits = self._clean(index.tail, {})
-            last = plan.last_blob(index)
-            segment = plan.seal(index, commits, index.base, last, self._uuid(), self._keyring)
-            self._backend.put(self._layout.path(segment.ref.blob), segment.blob)
-            sealed, settled = [segment.ref], state.settled(segment.commits)
-        places = self._packed(settled.ranges(tainted), index)
-        record, data = settled.moved(places).checkpoint(
-            index.dictionary, index.incarnation, "", index.seq
-        )
-        blob = encode(record, data, self._keyring)
-        checkpoint = CheckpointRef(self._fresh("c", index), index.seq, len(blob))
-        self._backend.put(self._layout.path(checkpoint.blob), blob)
-
-        old = [*self._engine.commits.log(index), *index.segments]
-        segments = [self._rewritten(ref, index, tainted, places) for ref in old] + sealed
-        blob = encode(Log(index.dictionary, index.incarnation, segments), (), self._keyring)
-        log_ref = LogRef(self._fresh("l", index), segments[0].first, index.seq, len(blob))
-        self._backend.put(self._layout.path(log_ref.blob), blob)
-        return replace(
-            index,
-            horizon=index.seq,
-            horizon_seq=index.seq,
-            moved=index.moved + 1,
-            base=index.head,
-            checkpoint=checkpoint,
-            log=log_ref,
-            segments=[],
-            tail=[],
-        )
-
-    def _packed(self, ranges: Sequence[Range], index: Index) -> Places:
-        """Copy values into new packs; return where each of them is now."""
-        places: dict[tuple[str, int], Range] = {}
-        pieces: list[Buffer] = []
-        blob, at = self._fresh("p", index), 0
-        for place in ranges:
-            path = self._layout.path(place.blob)
-            pieces.append(
-                read_range(self._backend, self._engine.runtime, path, place.offset, place.length)
-            )
-            places[place.blob, place.offset] = Range(blob, at, place.length)
-            at += place.length
-            if at > PACK_BYTES:
-                self._backend.put(self._layout.path(blob), pieces)
-                pieces, blob, at = [], self._fresh("p", index), 0
-        if pieces:
-            self._backend.put(self._layout.path(blob), pieces)
-        return places
-
-    def _rewritten(
-        self, ref: SegmentRef, index: Index, tainted: Collection[str], places: Places
-    ) -> SegmentRef:
-        """Return a segment with the same commits, but those of the key."""
-        if ref.blob not in tainted:
-            return ref
-        segment = self._engine.index.reader.segment(ref, index)
-        commits = self._clean(segment.commits, places)
-        base, previous = segment.base, segment.previous
-        new = plan.seal(index, commits, base, previous, self._uuid(), self._keyring)
-        self._backend.put(self._layout.path(new.ref.blob), new.blob)
-        return new.ref
-
-    def _fresh(self, kind: str, index: Index) -> str:
-        return f"{kind}:{naming.unique(index.seq, self._uuid())}"
-
-    def _swapped(
-        self, now: Index, old: Index, new: Index, tainted: Collection[str]
-    ) -> Index | None:
-        """Return the new layout with the commits made since; None if it is no longer of `now`.
-
-        Nor if vacuum may have taken for garbage what was written for it.
-        """
-        if old.seq < now.horizon:
-            return None
-        kept = len(old.tail)
-        later = now.tail[kept:]
-        same = (now.checkpoint, now.log, now.segments, now.tail[:kept]) == (
-            old.checkpoint,
-            old.log,
-            old.segments,
-            old.tail,
-        )
-        if not same or any(
-            isinstance(change, Set)
-            and isinstance(change.place, Range)
-            and change.place.blob in tainted
-            for commit in later
-            for change in commit.changes
-        ):
-            return None
-        return replace(new, seq=now.seq, horizon_seq=now.seq, history=now.history, tail=later)
 
     # -- the end of the old one -------------------------------------------------------------
 
@@ -269,7 +161,7 @@ class Rewrite:
         }
         # A blob of its own is named by its generation. Copies share the bytes, and keep them.
         state = self._engine.index.since(self._engine.index.ticket()).state
-        used = state.generations({_generation(path) for path in own})
+        used = references.generations(state, {_generation(path) for path in own})
         doomed += [path for path in own if _generation(path) not in used]
         self._backend.delete(doomed)
 
@@ -280,10 +172,3 @@ def _generation(path: str) -> bytes:
 
 def _name(blob: BlobInfo) -> str:
     return blob.name.rpartition("/")[2]
-
-
-def _moved(change: Change, places: Places) -> Change:
-    if isinstance(change, Set) and isinstance(change.place, Range):
-        moved = places.get((change.place.blob, change.place.offset))
-        return replace(change, place=moved) if moved else change
-    return change

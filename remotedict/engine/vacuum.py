@@ -11,9 +11,10 @@ from msgspec.structs import replace
 
 from remotedict.backend import BlobNotFound
 from remotedict.engine.garbage import Garbage, references_of, seqs_of_age
+from remotedict.engine.relayout import Relayout
 from remotedict.engine.runtime import log
-from remotedict.errors import AccessDeniedError, StoreUnavailableError
-from remotedict.pure import plan
+from remotedict.errors import AccessDeniedError, HistoryGapError, StoreUnavailableError
+from remotedict.pure import naming, plan
 from remotedict.pure.naming import Layout
 from remotedict.pure.records import Drop
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from remotedict.pure.records import Index
 
 _ATTEMPTS = 10
+_SPARSE = 3  # a blob is mostly dead if it is more than so many times as large as what lives in it
 
 
 class Tally(NamedTuple):
@@ -52,6 +54,9 @@ class VacuumReport:
     deleted, kept : mapping of str to Tally
         How many blobs, and bytes, of each kind: values, packs, segments, checkpoints, logs; what
         is kept is needed, or younger than the horizon.
+    repacked : Tally
+        Packs, and segments kept for their values alone, that are mostly dead: what lives in them
+        was packed anew. They go with a later vacuum: somebody may be reading them.
     strangers : Tally
         What lies there and isn't this dictionary's: it is never touched.
     horizon : int
@@ -62,6 +67,7 @@ class VacuumReport:
 
     deleted: Mapping[str, Tally]
     kept: Mapping[str, Tally]
+    repacked: Tally
     strangers: Tally
     horizon: int
     dry_run: bool
@@ -86,6 +92,8 @@ class VacuumReport:
         text = f"Vacuum {done} {Tally(self.blobs, self.nbytes)} blobs"
         text += f" [{', '.join(parts)}]" if parts else ""
         text += f"; kept {kept}"
+        if self.repacked.blobs:
+            text += f"; packed anew what lives in {self.repacked}"
         if self.strangers.blobs:
             text += f"; not touched, as not of this dictionary: {self.strangers}"
         return f"{text}; horizon {self.horizon}"
@@ -113,7 +121,7 @@ class Vacuum:
         """Do it; `progress` is told how many blobs have been looked at."""
         known = self._engine.index.since(self._engine.index.ticket())
         if known.index is None:
-            return VacuumReport({}, {}, Tally(), 0, self._dry_run)
+            return VacuumReport({}, {}, Tally(), Tally(), 0, self._dry_run)
         try:
             index = known.index
             return self._swept(
@@ -166,7 +174,9 @@ class Vacuum:
     def _foreseen(self, known: Known, index: Index) -> Garbage:
         """Return the same, as it would be. This decides nothing: this machine's clock will do."""
         old, retained = self._seqs_of_age(self._engine.runtime.time(), index)
-        state, dropped = known.state, set[str]()
+        segment = f"s:{naming.unique(index.seq, self._engine.runtime.uuid())}"
+        tail = plan.resolve(plan.lay_out(index.tail)[0], segment)
+        state, dropped = known.state.settled(tail), set[str]()
         if index.history is not None:
             drop = Drop(min(retained, state.seq), index.history)
             dropped = references_of(state.dropping(drop))
@@ -189,7 +199,7 @@ class Vacuum:
     def _swept(self, garbage: Garbage, progress: Progress) -> VacuumReport:
         deleted: defaultdict[str, Tally] = defaultdict(Tally)
         kept: defaultdict[str, Tally] = defaultdict(Tally)
-        strangers = Tally()
+        strangers, sparse = Tally(), dict[str, int]()
         for batch in garbage.judged(self._listing()):
             doomed = [judged.blob for judged in batch if judged.garbage]
             gone = garbage.own(doomed) if self._dry_run else garbage.delete(doomed)
@@ -200,8 +210,33 @@ class Vacuum:
                     tallies = deleted if is_garbage else kept
                     kind = Layout.kinds[reference[0]]
                     tallies[kind] = tallies[kind].plus(blob.size)
+                    if not is_garbage and garbage.references.live(reference) * _SPARSE < blob.size:
+                        sparse[reference] = blob.size
             progress(len(batch))
-        return VacuumReport(dict(deleted), dict(kept), strangers, garbage.horizon, self._dry_run)
+        repacked = self._repacked(garbage, sparse)
+        return VacuumReport(
+            dict(deleted), dict(kept), repacked, strangers, garbage.horizon, self._dry_run
+        )
+
+    def _repacked(self, garbage: Garbage, sparse: Mapping[str, int]) -> Tally:
+        """Pack anew what lives in blobs, given with their sizes, that are mostly dead."""
+        tally = Tally(len(sparse), sum(sparse.values()))
+        dead = tally.nbytes - sum(map(garbage.references.live, sparse))
+        # A new checkpoint is written, and everybody reads it.
+        if dead <= garbage.checkpoint_size:
+            return Tally()
+        if self._dry_run:
+            return tally
+        engine = self._engine
+        with engine.upkeep.held_off():
+            for _ in range(_ATTEMPTS):
+                known = engine.index.since(engine.index.ticket())
+                try:
+                    if Relayout(engine).attempt(known, sparse):
+                        return tally
+                except (BlobNotFound, HistoryGapError) as exc:
+                    log.debug("packing anew begins again: %s", exc)
+        return Tally()  # another time
 
 
 def _size(nbytes: float) -> str:

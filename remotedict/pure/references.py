@@ -12,7 +12,7 @@ from remotedict.pure.entry import Entry
 from remotedict.pure.records import Range
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from remotedict.pure.packing import Array
     from remotedict.pure.records import Index, SegmentRef
@@ -71,6 +71,11 @@ class References:
         for n, row in zip(own, self.rows([references[n] for n in own]), strict=True):
             needed[n] |= row >= 0
         return needed
+
+    def live(self, blob: str) -> int | float:
+        """Return how many bytes of a blob are needed; infinity if all of it is."""
+        use = self.shared.get(blob)
+        return float("inf") if use is None or blob in self.named or blob[0] == "v" else use.live
 
     def rows(self, references: Sequence[str]) -> list[int]:
         """Return the numbers of values' own blobs; -1 for those that aren't needed."""
@@ -146,6 +151,19 @@ def listed(state: State) -> Iterator[tuple[str, Entry]]:
         for item in state.listed(key):
             if isinstance(item, Entry):
                 yield key, item
+
+
+def ranges(state: State, blobs: Collection[str]) -> list[Range]:
+    """Return where listed values, also past ones, lie in these blobs; each place once."""
+    places = [entry.place for _, entry in state.later() if isinstance(entry.place, Range)]
+    later = {(place.blob, place.offset): place for place in places if place.blob in blobs}
+    return [*state.base.ranges(blobs), *later.values()]
+
+
+def generations(state: State, wanted: Collection[bytes]) -> set[bytes]:
+    """Return those of the generations that are listed, for whatever key."""
+    later = {entry.generation for _, entry in state.later()}
+    return state.base.generations(wanted) | (later & set(wanted))
 
 
 def _unequal(expected: int, size: int) -> str:

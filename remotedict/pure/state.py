@@ -561,17 +561,6 @@ class State:
                 if seq <= self.seq and isinstance(item, Entry):
                     yield key, item
 
-    def ranges(self, blobs: Collection[str]) -> list[Range]:
-        """Return where values, also past ones, lie in these blobs; each place once."""
-        places = [entry.place for _, entry in self.later() if isinstance(entry.place, Range)]
-        later = {(place.blob, place.offset): place for place in places if place.blob in blobs}
-        return [*self._grown.base.ranges(blobs), *later.values()]
-
-    def generations(self, wanted: Collection[bytes]) -> set[bytes]:
-        """Return those of the generations that are listed, for whatever key."""
-        later = {entry.generation for _, entry in self.later()}
-        return self._grown.base.generations(wanted) | (later & set(wanted))
-
     def moved(self, places: Mapping[tuple[str, int], Range]) -> State:
         """Return a state that was `settled` with its values elsewhere."""
         grown = self._grown

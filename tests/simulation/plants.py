@@ -254,7 +254,7 @@ PLANTS = [
     _plant(
         "a new layout is swapped in whatever has become of the old one",
         "14",
-        ("engine.rewrite:Rewrite._swapped", "if not same or any(", "if any("),
+        ("engine.relayout:Relayout._swapped", "if not same or any(", "if any("),
     ),
     _plant(
         "a checkpoint replaces a newer one",
@@ -479,7 +479,7 @@ PLANTS = [
     _plant(
         "bytes are moved though a newer commit names the old ones",
         "14",
-        ("engine.rewrite:Rewrite._swapped", "change.place.blob in tainted", "False"),
+        ("engine.relayout:Relayout._swapped", "change.place.blob in tainted", "False"),
     ),
     _plant(
         "a watch hands a commit out again after a lost connection",
@@ -644,7 +644,7 @@ PLANTS += [
 """That vacuum judges by a state later than that of its horizon can't be found: what isn't needed then,
 and lies below the horizon, wasn't to be named again before either.
 
-Tried, and not found within 4,000 seeds: a forget that isn't judged by the horizon (`Rewrite._swapped`:
+Tried, and not found within 4,000 seeds: a forget that isn't judged by the horizon (`Relayout._swapped`:
 mostly the layout has changed as well); a mirror that shows what it has learnt last (`Mirror._take`). It
 takes a value that is gone before the mirror has fetched it, a reader who asks for it, and looks, and
 the mirror's own look at the same time."""
