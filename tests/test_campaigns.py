@@ -17,24 +17,19 @@ from campaigns.report import Report
 from remotedict.engine.committer import Committer
 
 TESTS = Path(__file__).parent
-SMALL = [
-    *("replies azure", "kills local", "kills azure", "stops local", "forks local", "forks azure"),
-    *("interrupts local", "interrupts azure", "disks local", "histories azure"),
-]
-
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="Windows has neither fork nor signals"
 )
 
 
-@pytest.mark.parametrize("what", SMALL)
-def test_no_promise_is_broken(what):
-    name, kind = what.split()
-    command = [sys.executable, "-m", "campaigns", name, "--on", kind, "--small", "--seed", "1"]
+@pytest.mark.timeout(1800)
+def test_no_promise_is_broken():
+    command = [sys.executable, "-m", "campaigns", "all", "--small", "--seed", "1"]
     environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
     done = subprocess.run(
         command, cwd=TESTS, env=environment, text=True, capture_output=True, check=False
     )
+    print(done.stdout)  # noqa: T201 - what was done, and how long it took
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import multiprocessing
 import os
 import random
 import sys
@@ -26,10 +27,13 @@ def main() -> None:
     given = parser.parse_args()
     # For the processes that campaigns start.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    multiprocessing.set_forkserver_preload([f"campaigns.{name}" for name in NAMES])
     anomalies = 0
     for name in NAMES if given.name == "all" else [given.name]:
         campaign = importlib.import_module(f"campaigns.{name}")
         for kind in [given.on] if given.on else campaign.KINDS:
+            if given.small and kind not in getattr(campaign, "SMALL_KINDS", campaign.KINDS):
+                continue
             times = given.times or (campaign.SMALL if given.small else campaign.FULL)
             report, begun = Report(), time.monotonic()
             print(f"{name} on {kind}: {times} times, seed {given.seed}", flush=True)

@@ -41,9 +41,11 @@ _NEWNS, _NEWUSER = 0x00020000, 0x10000000
 
 
 def run(_: str, times: int, rng: random.Random, report: Report) -> None:
-    """Let each operation meet a full disk `times` times, and a read-only one once."""
+    """Let each operation meet a full disk `times` times, and a read-only one once.
+
+    If that is once, the operations take turns.
+    """
     with crew_of("forkserver") as crew:
-        crew.context.set_forkserver_preload(["campaigns.disks"])
         for target in (meet_full_disks, meet_read_only_disks, meet_forbidden_folders):
             process, told = crew.start_with_report(target, times, rng.randrange(2**32))
             found = received(told)
@@ -117,25 +119,25 @@ def meet_full_disks(times: int, seed: int, told: Connection) -> None:
         disk = Disk(folder)
         stack.callback(disk.end)
         report.did("operations on a full disk" if disk.real else "operations under a limit", 0)
-        for operation in OPERATIONS:
+        for operation in _some(times, 0):
             outcomes = _outcomes(disk.folder, operation)
             for time in range(times):
                 # None at all; then what may end in any of its files.
                 free = 0 if not time else rng.randrange(60) * PAGE
-                with_disk = _Trial(disk.folder, operation, outcomes, report)
-                with_disk.run(lambda free=free: disk.fill(free), disk.free)
+                trial = _Trial(disk.folder, operation, outcomes, report)
+                trial.run(lambda free=free: disk.fill(free), disk.free)
                 _read_with_cache(disk, operation, free, outcomes, report)
     told.send(report)
 
 
 def meet_read_only_disks(times: int, seed: int, told: Connection) -> None:
     """Let each operation meet a disk that is read-only."""
-    del times, seed
+    del seed
     report = Report()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         disk = Disk(folder)
         stack.callback(disk.end)
-        for operation in OPERATIONS if disk.real else ():
+        for operation in _some(times, 1) if disk.real else ():
             outcomes = _outcomes(disk.folder, operation)
             trial = _Trial(disk.folder, operation, outcomes, report)
             trial.run(lambda: disk.protect("ro"), lambda: disk.protect("rw"))
@@ -144,18 +146,22 @@ def meet_read_only_disks(times: int, seed: int, told: Connection) -> None:
 
 def meet_forbidden_folders(times: int, seed: int, told: Connection) -> None:
     """Let each operation meet a folder in which this user may only read."""
-    del times, seed
+    del seed
     report = Report()
     if os.geteuid() == 0:  # who may write everywhere
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
     with tempfile.TemporaryDirectory() as folder:
-        for operation in OPERATIONS:
+        for operation in _some(times, 2):
             outcomes = _outcomes(Path(folder), operation)
             trial = _Trial(Path(folder), operation, outcomes, report)
             trial.run(lambda: _chmod(folder, 0o500), lambda: _chmod(folder, 0o700))
     told.send(report)
+
+
+def _some(times: int, turn: int) -> list[Operation]:
+    return OPERATIONS if times > 1 else OPERATIONS[turn::3]
 
 
 def _chmod(folder: str, mode: int) -> None:

@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from remotedict import RemoteDict
     from workers import Where
 
-FULL, SMALL = 500, 12
+FULL, SMALL = 500, 6
 KINDS = ("local", "azure")
 SIZES = {f"k{n}": n * n * 700 for n in range(12)}  # from inline to 85 kB
 THREADS = 4
+REST = 0.01  # of a thread between two rounds, at the most; seconds
 
 
 def run(kind: str, times: int, rng: random.Random, report: Report) -> None:
     """Fork `times` times."""
     with site(kind) as place, crew_of("forkserver") as crew:
-        crew.context.set_forkserver_preload(["campaigns.forks"])
         where = place.fresh()
         process, told = crew.start_with_report(work_and_fork, where, times, rng.randrange(2**32))
         while (said := received(told)) is not None:
@@ -106,6 +106,7 @@ class User(threading.Thread):
             while not self.stop.is_set():
                 use_once(self._d, f"thread-{self._me}", self.count, self._rng)
                 self.count += 1
+                time.sleep(self._rng.uniform(0, REST))
         except BaseException:  # noqa: BLE001 - it is told
             self.wrong = traceback.format_exc()
 

@@ -62,7 +62,6 @@ STEPS = {
 def run(_: str, times: int, rng: random.Random, report: Report) -> None:
     """Let all together make `times` calls."""
     with site("azure") as azure, crew_of("forkserver") as crew:
-        crew.context.set_forkserver_preload(["campaigns.histories"])
         where = azure.fresh()
         assert azure.proxy
         with where.open(history="all") as d:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from remotedict import RemoteDict
     from workers import Where
 
-FULL, SMALL = 500, 60
+FULL, SMALL = 500, 25
 KINDS = ("local", "azure")
 LONGEST = {"local": 0.03, "azure": 0.06}  # seconds until an interrupt comes
 HANG = 60.0
@@ -35,7 +35,6 @@ LARGE = 60_000
 def run(kind: str, times: int, rng: random.Random, report: Report) -> None:
     """Interrupt `times` times."""
     with site(kind) as place, crew_of("forkserver") as crew:
-        crew.context.set_forkserver_preload(["campaigns.interrupts"])
         where = place.fresh()
         arguments = (where, times, LONGEST[kind], rng.randrange(2**32))
         process, told = crew.start_with_report(be_interrupted, *arguments)

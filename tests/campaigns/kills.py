@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from crew import Crew
     from remotedict import RemoteDict
 
-FULL, SMALL = 2000, 40
+FULL, SMALL = 2000, 20
 KINDS = ("local", "azure")
 WRITERS = 8
+REST = 0.02  # of a writer between two writes, at the most; seconds
 MOMENTS = {"local": 0.03, "azure": 0.06}  # a kill comes within so many seconds of the last one
 
 
 def run(kind: str, times: int, rng: random.Random, report: Report) -> None:
     """Kill `times` times."""
     with site(kind) as place, crew_of("forkserver") as crew:
-        crew.context.set_forkserver_preload(["campaigns.kills"])
         where = place.fresh()
         with where.open() as d:
             writers = [Writer(number, where, crew, rng) for number in range(WRITERS)]
@@ -130,6 +130,7 @@ def write(where: Where, number: int, life: int, seed: int, report: Connection) -
     d = where.open()
     report.send(("ready", None, ()))
     for n in itertools.count():
+        time.sleep(rng.uniform(0, REST))
         token = ("life", life, n)
         if rng.random() < 0.1:
             report.send(("begun", token, ("count",)))
@@ -138,7 +139,10 @@ def write(where: Where, number: int, life: int, seed: int, report: Connection) -
             continue
         new = {f"{number}-{key}": value for key, value in change(rng, token).items()}
         report.send(("begun", token, tuple(new)))
-        d.update(new)
+        if n % 3:
+            d[[*new]] = [*new.values()]
+        else:
+            d.update(new)
         report.send(("done", token, tuple(new)))
 
 

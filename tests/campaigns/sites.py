@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import tempfile
 import uuid
 from dataclasses import dataclass, replace
@@ -56,6 +58,14 @@ def site(kind: str) -> Iterator[Site]:
         if kind == "local":
             yield Site(kind, root)
             return
-        azurite = stack.enter_context(Azurite())
+        azurite = _azurite()
         proxy = stack.enter_context(FaultProxy(azurite.port))
         yield Site(kind, root, azurite.connection_string, proxy)
+
+
+@functools.cache
+def _azurite() -> Azurite:
+    azurite = Azurite()
+    azurite.start()
+    atexit.register(azurite.stop)
+    return azurite

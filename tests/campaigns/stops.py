@@ -39,7 +39,6 @@ def run(kind: str, times: int, rng: random.Random, report: Report) -> None:
     """Take `times` locks over."""
     locks.LEASE_SECONDS = LEASE[kind]
     with site(kind) as place, crew_of("forkserver") as crew, contextlib.ExitStack() as pipes:
-        crew.context.set_forkserver_preload(["campaigns.stops"])
         where = place.fresh()
         d = pipes.enter_context(where.open(author="taker"))
         holders = []
