@@ -93,6 +93,16 @@ class RemoteDict(Transactional, Versioned, Lockable, MutableMapping[str, Any]):
     pickle_credentials : bool
         Whether a pickle of this handle carries its credentials. By default it doesn't, and the
         process that opens it finds its own.
+    signing_key : str, bytes or list of them, optional
+        Signs everything that is stored (HMAC-SHA256), and refuses all that isn't signed so: what
+        somebody else wrote is neither decoded nor unpickled. At least 16 bytes, best
+        ``secrets.token_hex(32)``. Of several the first one signs, and all are accepted. By
+        default that of the environment variable ``REMOTEDICT_SIGNING_KEY``, if any (several with
+        commas between them); ``()`` for none.
+    encryption_key : str, bytes or list of them, optional
+        Encrypts everything that is stored (AES-256-GCM): the store sees only sizes, and the names
+        of blobs, in which keys appear. Otherwise the same, with ``REMOTEDICT_ENCRYPTION_KEY``.
+        Needs ``remotedict[crypto]``.
 
     Raises
     ------

@@ -163,7 +163,7 @@ class IndexBlob:
                 return self._absent(base, number)
             if got is NOT_MODIFIED:
                 return self._confirm(number)
-            index, _data = decode(got.data, Index, path)
+            index, _data = decode(got.data, Index, path, self.reader.keyring)
             if base and base.index:
                 self._check_identity(base, base.index, index)
             self.reader.blobs.turn_to(index)

@@ -107,7 +107,8 @@ class Upkeep:
         if not refs:
             return False
         segments = [self._reader.segment(ref, known.index) for ref in refs]
-        merged = plan.merge(known.index, refs, segments, self._runtime.uuid())
+        keyring = self._reader.keyring
+        merged = plan.merge(known.index, refs, segments, self._runtime.uuid(), keyring)
         path = self._layout.path(merged.ref.blob)
         self._backend.put(path, merged.blob)
         done = self._swap(lambda index: plan.swap_merged(index, refs, merged.ref))
@@ -125,7 +126,7 @@ class Upkeep:
             index.horizon,
             self._runtime.map,
         )
-        blob = encode(record, data)
+        blob = encode(record, data, self._reader.keyring)
         checkpoint = CheckpointRef(self._name("c", index), state.seq, len(blob))
         path = self._layout.path(checkpoint.blob)
         self._backend.put(path, blob)
@@ -148,7 +149,7 @@ class Upkeep:
         if index.history is not None:
             old = ages.newest_before(LOG_SECONDS)
             segments = [ref for ref in segments[:-1] if ref.last > old] + segments[-1:]
-        blob = encode(Log(index.dictionary, index.incarnation, segments))
+        blob = encode(Log(index.dictionary, index.incarnation, segments), (), self._reader.keyring)
         first, last = segments[0].first, segments[-1].last
         ref = LogRef(self._name("l", index), first, last, len(blob))
         self._backend.put(self._layout.path(ref.blob), blob)

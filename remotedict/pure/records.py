@@ -13,10 +13,12 @@ import msgspec
 import xxhash
 
 from remotedict.errors import CorruptBlobError, FormatVersionError
+from remotedict.pure.keyring import check_flags
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from remotedict.pure.keyring import Keyring
     from remotedict.pure.lz4 import Buffer
 
 FORMAT_VERSION = 1
@@ -304,28 +306,42 @@ def size(record: msgspec.Struct) -> int:
     return len(_encoder.encode(record))
 
 
-def encode(record: Record, data: Sequence[bytes] = ()) -> bytes:
+def encode(record: Record, data: Sequence[bytes] = (), keyring: Keyring | None = None) -> bytes:
     """Return the blob that holds `record`, and `data` in its data area."""
-    payload = b"".join([*data, _encoder.encode(record)])
+    kind = _KINDS[type(record)]
+    payload: Sequence[Buffer] = [*data, _encoder.encode(record)]
     data_length = sum(map(len, data))
-    fields = (_MAGIC, FORMAT_VERSION, _KINDS[type(record)], 0, len(payload), data_length)
-    return _HEADER.pack(*fields, _checksum(fields, payload)) + payload
+    flags = 0
+    if keyring:
+        flags = keyring.flags
+        # In a segment's data area are values, each closed for itself: who wants one of them
+        # reads only that.
+        outside = len(data) if kind == SEGMENT else 0
+        closed = b"".join(payload[outside:])
+        length = sum(map(len, payload)) + keyring.overhead
+        context = _HEADER.pack(_MAGIC, FORMAT_VERSION, kind, flags, length, data_length, 0)
+        payload = [*payload[:outside], keyring.close(closed, context)]
+    body = b"".join(payload)
+    fields = (_MAGIC, FORMAT_VERSION, kind, flags, len(body), data_length)
+    return _HEADER.pack(*fields, _checksum(fields, body)) + body
 
 
-def decode(blob: Buffer, cls: type[_T], path: str) -> tuple[_T, memoryview]:
+def decode(
+    blob: Buffer, cls: type[_T], path: str, keyring: Keyring | None = None
+) -> tuple[_T, memoryview]:
     """Return the record of kind `cls` in the bytes of the blob at `path`, and its data area.
 
     Raises
     ------
     CorruptBlobError
-        The bytes fail their magic, length, checksum or decoding.
+        The bytes fail their magic, length, checksum, signature or decoding.
     FormatVersionError
         A newer remotedict wrote them.
     """
     if len(blob) < HEADER_BYTES:
         raise CorruptBlobError(path, f"it has only {len(blob)} bytes")
     *fields, checksum = _HEADER.unpack_from(blob)
-    magic, version, kind, _flags, length, data_length = fields
+    magic, version, kind, flags, length, data_length = fields
     if magic != _MAGIC:
         raise CorruptBlobError(path, f"it begins with {magic!r}")
     if version > FORMAT_VERSION:
@@ -338,13 +354,30 @@ def decode(blob: Buffer, cls: type[_T], path: str) -> tuple[_T, memoryview]:
         raise CorruptBlobError(path, "its checksum is wrong")
     if kind != _KINDS[cls]:
         raise CorruptBlobError(path, f"it is not a {cls.__name__.lower()} (kind {kind})")
+    check_flags(flags, keyring, path)
+    data = view[:data_length]
+    if keyring is None:
+        view = view[data_length:]
+    else:
+        outside = data_length if kind == SEGMENT else 0
+        opened = keyring.open(view[outside:], _HEADER.pack(*fields, 0), path)
+        data, view = _parted(data, memoryview(opened), data_length - outside, path)
     try:
-        record = cast("_T", _decoders[cls].decode(view[data_length:]))
+        record = cast("_T", _decoders[cls].decode(view))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise CorruptBlobError(path, f"its record can't be decoded: {exc}") from exc
     if isinstance(record, Index):
         _check_index(record, path)
-    return record, view[:data_length]
+    return record, data
+
+
+def _parted(
+    outside: memoryview, opened: memoryview, inside: int, path: str
+) -> tuple[memoryview, memoryview]:
+    """Return the data area, which may have been closed with the record, and the record."""
+    if inside > len(opened):
+        raise CorruptBlobError(path, "it holds less than it says")
+    return (opened[:inside] if inside else outside), opened[inside:]
 
 
 def _checksum(fields: tuple[object, ...], payload: bytes | memoryview) -> int:

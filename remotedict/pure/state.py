@@ -267,6 +267,22 @@ class State:
         """Yield the keys in insertion order, many at a time."""
         return (keys for keys, _ in self._walk())
 
+    def items(self, *, reverse: bool = False) -> Iterator[tuple[str, Entry]]:
+        """Iterate over the keys with their entries, in insertion order, or from the last one on."""
+        for keys, row in self._backwards() if reverse else self._walk():
+            if row >= 0:
+                yield from zip(
+                    keys, self._grown.base.entries(slice(row, row + len(keys))), strict=True
+                )
+            else:
+                yield from zip(keys, cast("list[Entry]", self.entries(keys)), strict=True)
+
+    def _backwards(self) -> Iterator[tuple[list[str], int]]:
+        keys, size = reversed(self), _FIRST_BLOCK
+        while block := list(itertools.islice(keys, size)):
+            yield block, -1
+            size = min(2 * size, _BLOCK)
+
     def paths(
         self, path: Callable[[Iterable[str]], list[str]]
     ) -> Iterator[tuple[list[str], list[str]]]:

@@ -359,12 +359,12 @@ PLANTS = [
             "data = self.at_hand(entry)",
             "data = self.at_hand(entry) or self.cache.get(key.encode())",
         ),
-        ("engine.values:Values._load", "for (_, entry), part", "for (key, entry), part"),
         (
             "engine.values:Values._load",
-            "self.cache.add(entry.generation, part, cleared)",
-            "self.cache.add(key.encode(), part, cleared)",
+            "for (_, _, _, _, entry), part",
+            "for (_, _, _, key, entry), part",
         ),
+        ("engine.values:Values._load", "(entry.generation, part)", "(key.encode(), part)"),
     ),
     _plant(
         "a check that was sent before serves a caller who comes later",
