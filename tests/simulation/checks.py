@@ -260,8 +260,7 @@ def _history(witness: Witness, state: State, call: Call, forgotten: set[str]) ->
 
 def _diff(witness: Witness, state: State, call: Call, forgotten: set[str]) -> bool:
     """Tell whether keys differ between two states as is said."""
-    del witness
-    one = call.args[1]
+    one = witness.by_seq(call.args[0]) or witness.states[0]
     expected = {}
     for key in {*one.items, *state.items} - forgotten:
         if key not in one.items or key not in state.items:

@@ -380,7 +380,7 @@ class _User:
     def diff(self) -> None:
         """Compare what the handle knows with what is current."""
         since = self.known_seq()
-        with self.call("diff", (since, self.world.witness.by_seq(since))) as call:
+        with self.call("diff", (since,)) as call:
             call.result = self.d.diff(since)["change"].to_dict()
 
     def get_file(self) -> None:

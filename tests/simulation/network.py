@@ -142,7 +142,7 @@ class Network:
         number = self.requests
         there = random() * weather.latency
         back = random() * weather.latency
-        if random() < weather.spikes:
+        if random() < weather.spikes and not self.calm:
             if random() < 0.5:
                 there *= 100
             else:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _STEPS = 60_000
 _CLIENTS = 7
 _SHORT = 5.0
-_PATIENCE = 100  # times that it is seen whether all followers have come to the end
+_PATIENCE = 1000  # times that it is seen whether all followers have come to the end
 _CALM = Weather(0.001, 0.0, 0.0, ())
 
 
