@@ -307,8 +307,8 @@ PLANTS = [
         ),
         (
             "engine.core:Engine.stream",
-            "for key, entry in window:",
-            "for key, entry in entries(known.state, [k for k, _ in window]):",
+            "self.values.decode_all(window,",
+            "self.values.decode_all(entries(known.state, [k for k, _ in window]),",
         ),
     ),
     _plant(
@@ -479,7 +479,7 @@ PLANTS = [
     _plant(
         "bytes are moved though a newer commit names the old ones",
         "14",
-        ("engine.relayout:Relayout._swapped", "change.place.blob in tainted", "False"),
+        ("engine.relayout:Relayout._swapped", "change.place.blob in without", "False"),
     ),
     _plant(
         "a watch hands a commit out again after a lost connection",
