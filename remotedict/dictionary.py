@@ -20,7 +20,7 @@ from remotedict.features.metadata import WritableMetadata, encoded
 from remotedict.features.progress import progress
 from remotedict.features.selection import no_repeats, pair, select
 from remotedict.features.showing import html
-from remotedict.features.writing import Changed, Operation, Writer, changing, pairs_of, setting
+from remotedict.features.writing import Changed, Operation, Writer, changing, setting
 from remotedict.lockable import Lockable
 from remotedict.maintained import Maintained
 from remotedict.pure.draft import Draft
@@ -252,7 +252,7 @@ class RemoteDict(Transactional, Versioned, Lockable, Maintained, MutableMapping[
         """
         for key in other if isinstance(other, dict) else ():
             check_key(key)  # before anything is uploaded
-        pairs = ((check_key(key), value) for key, value in chain(pairs_of(other), more.items()))
+        pairs = ((check_key(key), value) for key, value in chain(_pairs(other), more.items()))
         if self._writer.gathering:
             self._set(list(dict(pairs).items()))
         else:
@@ -590,3 +590,12 @@ def _reopened(cls: type[_D], session: Session) -> _D:
     made = cls.__new__(cls)
     made._attach(session)  # noqa: SLF001
     return made
+
+
+def _pairs(other: Any) -> Iterable[tuple[Any, Any]]:
+    """Return what `dict` would make a dict of, as pairs."""
+    if isinstance(other, Readable):
+        return other.items()
+    if hasattr(other, "keys"):
+        return ((key, other[key]) for key in other.keys())  # noqa: SIM118 - as dict does it
+    return cast("Iterable[tuple[Any, Any]]", other)

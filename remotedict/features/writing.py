@@ -6,13 +6,12 @@ import asyncio
 import threading
 from contextvars import ContextVar
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from msgspec.structs import replace
 
 from remotedict.errors import ConflictError, RemoteDictError
 from remotedict.features.progress import progress
-from remotedict.features.reading import Readable
 from remotedict.pure.draft import Draft, versioned
 from remotedict.pure.records import Annotate, Change, Commit, Delete, Set
 
@@ -319,12 +318,3 @@ def placeholders(operation: Operation) -> list[Set]:
         Set(key, 0, generation, 0, b"", encoded.facts, None)
         for key, generation, encoded in operation.values
     ]
-
-
-def pairs_of(other: Any) -> Iterable[tuple[Any, Any]]:
-    """Return what `dict` would make a dict of, as pairs."""
-    if isinstance(other, Readable):
-        return other.items()
-    if hasattr(other, "keys"):
-        return ((key, other[key]) for key in other.keys())  # noqa: SIM118 - as dict does it
-    return cast("Iterable[tuple[Any, Any]]", other)
