@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sized
+from collections.abc import Iterable, Mapping, MutableMapping, Sized
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import pandas as pd
 
@@ -18,6 +18,7 @@ from remotedict.features import files
 from remotedict.features.history import again, check_version
 from remotedict.features.metadata import WritableMetadata, encoded
 from remotedict.features.progress import progress
+from remotedict.features.reading import Readable
 from remotedict.features.selection import no_repeats, pair, select
 from remotedict.features.showing import html
 from remotedict.features.writing import Changed, Operation, Writer, changing, setting
