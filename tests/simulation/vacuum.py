@@ -52,6 +52,9 @@ def with_vacuum(scenario: Scenario) -> Scenario:
             client.options["retention"] = rng.choice((0.0, 0.0, 0.5))
             client.options["inline_bytes"] = rng.choice((0, 200, 2048))
             client.options["cache_bytes"] = 0
+        if rng.random() < 0.6:  # what one has written others have passed before it is named
+            slow = rng.choice(scenario.clients)
+            slow.weather = slow.weather._replace(latency=slow.weather.latency * 30)
     return scenario
 
 

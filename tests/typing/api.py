@@ -147,6 +147,10 @@ takes_a_mapping(before)
 changes = d.diff(before, 14)
 d.revert("k", 1)
 d.forget("k")
+assert_type(d.vacuum(grace=0, dry_run=True), remotedict.VacuumReport)
+assert_type(d.vacuum().deleted["values"].nbytes, int)
+assert_type(d.verify(deep=True), remotedict.VerifyReport)
+assert_type(d.verify().findings[0].keys, tuple[str, ...])
 with d.commit(comment="why", author="me") as commit:
     d["a"] = 1
 assert_type(commit.id, str | None)
