@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from remotedict.dictionary import RemoteDict
+from remotedict.engine.repair import RepairReport
 from remotedict.engine.stats import Stats
 from remotedict.errors import (
     AccessDeniedError,
@@ -82,6 +83,7 @@ __all__ = [
     "MissingValueError",
     "RemoteDict",
     "RemoteDictError",
+    "RepairReport",
     "SelectionError",
     "Snapshot",
     "SnapshotExpiredError",

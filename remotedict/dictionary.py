@@ -11,6 +11,7 @@ import pandas as pd
 from remotedict.engine.rewrite import Rewrite
 from remotedict.errors import (
     ConflictError,
+    CorruptBlobError,
     KeyNotFoundError,
     RemoteDictError,
     VersionConflictError,
@@ -24,6 +25,7 @@ from remotedict.features.selection import no_repeats, pair, select
 from remotedict.features.showing import html
 from remotedict.features.writing import Changed, Operation, Writer, changing, setting
 from remotedict.lockable import Lockable
+from remotedict.mendable import Mendable
 from remotedict.pure.draft import Draft
 from remotedict.pure.entry import Entry
 from remotedict.pure.naming import check_key
@@ -49,7 +51,7 @@ _REPR_SECONDS = 1.5
 _COMPLETIONS = 10_000
 
 
-class RemoteDict(Transactional, Versioned, Lockable, MutableMapping[str, Any]):
+class RemoteDict(Transactional, Versioned, Lockable, Mendable, MutableMapping[str, Any]):
     """A dictionary of Python objects that lives in a store and is shared by all who open it.
 
     Made by `remotedict.open`, `AzureDictionary`, `LocalDictionary` or `MemoryDictionary`.
@@ -118,7 +120,10 @@ class RemoteDict(Transactional, Versioned, Lockable, MutableMapping[str, Any]):
 
     def __init__(self, place: Place, folder_name: str, **options: Any) -> None:
         self._attach(Session(place, folder_name, Options.of(options)))
-        self._engine.known()  # say now what is wrong with the place, not at the first use
+        try:
+            self._engine.known()  # say now what is wrong with the place, not at the first use
+        except CorruptBlobError:
+            return  # whatever is done next says so; but for repair, which needs a handle
         policy = self._session.options.history
         if policy is not None and policy != self.history_policy:
             self.history_policy = policy

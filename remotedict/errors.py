@@ -336,10 +336,13 @@ class CorruptBlobError(RemoteDictError, ValueError):
     ----------
     blob : str
         The path of the blob in its container.
+    reason : str
+        What is wrong with it.
     """
 
     def __init__(self, blob: str, reason: str) -> None:
         self.blob = blob
+        self.reason = reason
         super().__init__(f"blob {blob!r} is damaged or not of remotedict: {reason}")
 
 
@@ -350,10 +353,13 @@ class FormatVersionError(RemoteDictError, ValueError):
     ----------
     blob : str
         The path of the blob in its container.
+    reason : str
+        What is newer.
     """
 
     def __init__(self, blob: str, reason: str) -> None:
         self.blob = blob
+        self.reason = reason
         super().__init__(f"blob {blob!r} needs a newer remotedict: {reason}. Upgrade remotedict")
 
 

@@ -23,6 +23,7 @@ LAYERS = [
     "session",
     "versioned",
     "lockable",
+    "mendable",
     "transactional",
     "dictionary",
 ]

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1024 * 1024
 """How many bytes of a value are compressed, checked and read as one."""
 
-_MAGIC = b"RDvl"
+MAGIC = b"RDvl"
 _START = struct.Struct("<4sHQI")  # magic, format version, checksum of the header, its length
 _CHUNK = struct.Struct("<QI")  # checksum, stored size
 _BUFFERS = (bytes, bytearray, memoryview)
@@ -198,7 +198,7 @@ def opening(
     header = _encode(
         ValueHeader(codec, dictionary, key, generation, PYTHON, library, CHUNK_BYTES, parts)
     )
-    return _START.pack(_MAGIC, FORMAT_VERSION, digest(header), len(header)) + header
+    return _START.pack(MAGIC, FORMAT_VERSION, digest(header), len(header)) + header
 
 
 def closing(lengths: list[int]) -> bytes:
@@ -206,7 +206,7 @@ def closing(lengths: list[int]) -> bytes:
     if len(lengths) < 2:
         return b""
     table = _encode(lengths)
-    return table + _END.pack(len(table), digest(table), _MAGIC)
+    return table + _END.pack(len(table), digest(table), MAGIC)
 
 
 class Sent:
@@ -388,7 +388,7 @@ def intact(data: Buffer, dictionary: bytes, generation: bytes) -> Unpacked | Non
         at = START_BYTES + length
         view = memoryview(data)
         raw = view[START_BYTES:at]
-        if magic != _MAGIC or version != FORMAT_VERSION or digest(raw) != checksum:
+        if magic != MAGIC or version != FORMAT_VERSION or digest(raw) != checksum:
             return None
         header = _header_decoder.decode(raw)
         checksum, stored = _CHUNK.unpack_from(data, at)
@@ -442,13 +442,7 @@ def unpack(
     FormatVersionError
         A newer remotedict wrote them.
     """
-    more: Iterator[Buffer] = iter(())
-    if not isinstance(data, _BUFFERS):
-        more = iter(data)
-        data = next(more, b"")
-    view = memoryview(data)
-    while len(view) < head_bytes(view) and (piece := next(more, None)):  # a very long key
-        view = memoryview(b"".join([view, piece]))
+    view, more = begun(data)
     header, at = read_header(view, dictionary, generation, path)
     codec, sizes = header.codec, header.parts
     if codec not in ("bytes", "pickle"):
@@ -468,6 +462,17 @@ def unpack(
     parts = [np.empty(part, np.uint8).data for part in sizes]
     _fill(parts, source, header, map if size < _INSTANT else run)
     return Unpacked(header, parts)
+
+
+def begun(data: Buffer | Iterable[Buffer]) -> tuple[memoryview, Iterator[Buffer]]:
+    """Return the bytes that a value's header is in, and what comes then."""
+    if isinstance(data, _BUFFERS):
+        return memoryview(data), iter(())
+    more = iter(data)
+    view = memoryview(next(more, b""))
+    while len(view) < head_bytes(view) and (piece := next(more, None)):  # a very long key
+        view = memoryview(b"".join([view, piece]))
+    return view, more
 
 
 class Source:
@@ -534,10 +539,20 @@ def read_header(
     view: memoryview, dictionary: bytes, generation: bytes, path: str
 ) -> tuple[ValueHeader, int]:
     """Return what a value that begins so says of itself, and the offset of its first chunk."""
+    header, at = introduction(view, path)
+    if header.dictionary != dictionary or header.generation != generation:
+        raise CorruptBlobError(
+            path, f"it was written for key {header.key!r} of another dictionary or generation"
+        )
+    return header, at
+
+
+def introduction(view: memoryview, path: str) -> tuple[ValueHeader, int]:
+    """Do the same for a value of which nothing is known; whose it is isn't checked."""
     if len(view) < START_BYTES:
         raise CorruptBlobError(path, f"a value of {len(view)} bytes is too short")
     magic, version, checksum, length = _START.unpack_from(view)
-    if magic != _MAGIC:
+    if magic != MAGIC:
         raise CorruptBlobError(path, f"a value begins with {magic!r}")
     if version > FORMAT_VERSION:
         raise FormatVersionError(path, f"a value has format version {version}")
@@ -549,10 +564,6 @@ def read_header(
         header = _header_decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise CorruptBlobError(path, f"a value's header can't be decoded: {exc}") from exc
-    if header.dictionary != dictionary or header.generation != generation:
-        raise CorruptBlobError(
-            path, f"it was written for key {header.key!r} of another dictionary or generation"
-        )
     return header, at
 
 
@@ -578,7 +589,7 @@ def _fill(parts: list[memoryview], source: Source, header: ValueHeader, run: Map
 
 def _unpack(path: str, chunk: tuple[memoryview, memoryview, int, int]) -> None:
     out, body, checksum, salt = chunk
-    _check(body, checksum, salt, path)
+    check(body, checksum, salt, path)
     if len(body) == len(out):
         _copy(body, out)
         return
@@ -596,7 +607,7 @@ def opened(stored: memoryview, size: int, salt: int, path: str) -> Buffer:
     body = stored[PREFIX_BYTES:]
     if len(body) != length or length > size:
         raise CorruptBlobError(path, "a chunk of a value has the wrong size")
-    _check(body, checksum, salt, path)
+    check(body, checksum, salt, path)
     if length == size:
         return body
     try:
@@ -605,7 +616,8 @@ def opened(stored: memoryview, size: int, salt: int, path: str) -> Buffer:
         raise CorruptBlobError(path, f"a chunk of a value: {exc}") from exc
 
 
-def _check(body: memoryview, checksum: int, salt: int, path: str) -> None:
+def check(body: memoryview, checksum: int, salt: int, path: str) -> None:
+    """Raise CorruptBlobError unless this is the checksum of a chunk as it is stored."""
     if digest(body, salt) != checksum:
         raise CorruptBlobError(path, "a chunk of a value fails its checksum")
 
@@ -615,7 +627,7 @@ def read_table(tail: memoryview, path: str) -> tuple[list[int], int]:
     at = len(tail) - _END.size
     length, checksum, magic = _END.unpack_from(tail, at) if at >= 0 else (1, 0, b"")
     table = tail[at - length : at] if length <= at else tail[:0]
-    if (len(table), magic, digest(table)) != (length, _MAGIC, checksum):
+    if (len(table), magic, digest(table)) != (length, MAGIC, checksum):
         raise CorruptBlobError(path, "a value's table fails its checksum")
     try:
         lengths = _table_decoder.decode(table)

@@ -23,6 +23,8 @@ _BETWEEN = "\udc00"
 _FEW = 64
 _ODD = re.compile(rf"[^A-Za-z0-9_{_BETWEEN}-]")
 _ODD_EDGE = re.compile(r"\.\.|^[.~ ]|[. ]$")
+_UNIQUE = re.compile(r"(\d{12,20})-[0-9a-f]{32}")
+_ESCAPED = re.compile(r"[A-Za-z0-9_=-]+")
 _SPECIAL = re.compile(r'[<>:"|?*#%]')
 _FOLDER_MAX = 200
 _SECRET = re.compile(r"(?i)\b(AccountKey|SharedAccessSignature|sig)=")
@@ -169,16 +171,30 @@ class Layout:
             "p": f"{folder}/.packs/",
             "v": f"{folder}/",
         }
+        self.prefixes = (f"Index/{folder}/", f"{folder}/")
 
     def path(self, reference: str) -> str:
         """Return the path of the blob that `reference` names."""
         kind, _, name = reference.partition(":")
         return self._prefixes[kind] + name
 
+    def reference(self, path: str) -> str | None:
+        """Return what names the blob at `path` in records; None if that is no name of ours."""
+        for kind, prefix in self._prefixes.items():
+            folder, _, name = path.removeprefix(prefix).rpartition("/")
+            ours = _ESCAPED.fullmatch(folder) if kind == "v" else not folder
+            if path.startswith(prefix) and ours and _UNIQUE.fullmatch(name):
+                return f"{kind}:{path.removeprefix(prefix)}"
+        return None
+
     def paths(self, references: Iterable[str]) -> list[str]:
         """Return the paths of blobs by their references; for "" that of the index."""
         prefixes, index = self._prefixes, self.index
         return [prefixes[ref[0]] + ref[2:] if ref else index for ref in references]
+
+    def aside(self, unique: str) -> str:
+        """Return the path under which a damaged index blob is kept."""
+        return f"Index/{self.folder}/damaged/{unique}"
 
     def lock(self, key: str) -> str:
         """Return the path of the blob whose lease guards `key`."""

@@ -329,6 +329,9 @@ def decode(blob: Buffer, cls: type[_T], path: str) -> tuple[_T, memoryview]:
     if magic != _MAGIC:
         raise CorruptBlobError(path, f"it begins with {magic!r}")
     if version > FORMAT_VERSION:
+        mine = (magic, FORMAT_VERSION, *fields[2:])
+        if checksum == _checksum(mine, memoryview(blob)[HEADER_BYTES:]):
+            raise CorruptBlobError(path, "its format version is damaged")
         raise FormatVersionError(path, f"its format version is {version}, not {FORMAT_VERSION}")
     if length != len(blob) - HEADER_BYTES or data_length > length:
         have = len(blob) - HEADER_BYTES
@@ -345,6 +348,20 @@ def decode(blob: Buffer, cls: type[_T], path: str) -> tuple[_T, memoryview]:
     if isinstance(record, Index):
         _check_index(record, path)
     return record, view[:data_length]
+
+
+def glean(blob: Buffer, cls: type[_T]) -> _T | None:
+    """Return the record that a damaged blob seems to have; None if there seems to be none.
+
+    Nothing in it is to be believed, unless something else says so as well.
+    """
+    if len(blob) < HEADER_BYTES:
+        return None
+    data_length = _HEADER.unpack_from(blob)[5]
+    try:
+        return cast("_T", _decoders[cls].decode(memoryview(blob)[HEADER_BYTES + data_length :]))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _checksum(fields: tuple[object, ...], payload: bytes | memoryview) -> int:

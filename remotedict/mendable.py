@@ -1,0 +1,145 @@
+"""A dictionary that can be repaired, and moved elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from remotedict.engine.inspection import Inspection
+from remotedict.engine.repair import Repair
+from remotedict.features.history import again
+from remotedict.features.progress import progress
+from remotedict.features.writing import changing
+from remotedict.pure.entry import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from remotedict.engine.core import Engine
+    from remotedict.engine.repair import RepairReport
+    from remotedict.engine.values import Progress
+    from remotedict.features.writing import Writer
+    from remotedict.pure.draft import Draft
+    from remotedict.pure.records import Change
+    from remotedict.pure.state import State
+    from remotedict.session import Session
+
+
+class Mendable:
+    """A dictionary that can be repaired, and moved elsewhere."""
+
+    _session: Session
+    _writer: Writer
+
+    @property
+    def _engine(self) -> Engine:
+        return self._session.engine()
+
+    def repair(
+        self, *, dry_run: bool = False, deep: bool = False, fall_back: bool = False
+    ) -> RepairReport:
+        """Rebuild the index if it is lost or damaged, or names what is; say what is lost.
+
+        It is made from the segments and checkpoints that are whole and, for what these don't
+        tell, from the values, which say themselves whose they are. Nothing is deleted; a damaged
+        index is kept under another name. Nothing is written if the index is whole, and all that
+        it needs.
+
+        Parameters
+        ----------
+        dry_run : bool
+            Whether to report only.
+        deep : bool
+            Whether to read all values and check every byte. By default it is only looked whether
+            they are there, and long enough.
+        fall_back : bool
+            Whether a key whose value is gone or damaged becomes again what it was before, if an
+            older value is listed and whole: this is a new version. By default such a key stays as
+            it is, and reading it raises; set it anew, `revert` or delete it.
+
+        Returns
+        -------
+        RepairReport
+            What was wrong, what was done, and what is lost.
+
+        Raises
+        ------
+        FormatVersionError
+            A newer remotedict has written to it: that one can repair it.
+        RuntimeError
+            Inside `commit` or `transaction`.
+
+        Notes
+        -----
+        A rebuilt dictionary has another incarnation: all other handles raise
+        DictionaryChangedError, and are to be opened anew. Locks end, those of this handle, too.
+        A write that was never acknowledged may come back, and so may a key whose deletion is lost.
+
+        Examples
+        --------
+        >>> import remotedict
+        >>> d = remotedict.MemoryDictionary()
+        >>> d["k"] = 1
+        >>> d.repair()
+        RepairReport: 1 keys as of commit 1; nothing is wrong
+        """
+        if self._writer.gathering:
+            msg = (
+                "repair() can't be part of a commit: call it outside of commit() and transaction()"
+            )
+            raise RuntimeError(msg)
+        engine = self._engine
+        engine.check_open()
+        with progress(None, "looking", self._session.options.progress, "blob") as done:
+            report, index, state = engine.runtime.call(
+                lambda: Repair(engine, done, dry_run=dry_run).run()
+            )
+        if index is None or state is None:
+            return report
+        with progress(len(state), "looking", self._session.options.progress) as done:
+            lost, older = engine.runtime.call(
+                lambda: _inspected(engine, index.dictionary, state, done, deep=deep)
+            )
+        if fall_back and older and not dry_run:
+            self._fall_back(state, older)
+        return replace(
+            report,
+            lost=lost,
+            fallen_back={key: entry.version for key, entry in older.items()} if fall_back else {},
+        )
+
+    def _fall_back(self, state: State, older: Mapping[str, Entry]) -> None:
+        """Give keys their older values, unless somebody has set them meanwhile."""
+
+        def decide(draft: Draft) -> list[Change]:
+            return [
+                again(key, key, entry)
+                for key, entry in older.items()
+                if (now := draft.get(key)) and now.generation == _generation(state, key)
+            ]
+
+        self._writer.make(changing(decide))
+
+
+def _generation(state: State, key: str) -> bytes | None:
+    entry = state.get(key)
+    return entry.generation if entry else None
+
+
+def _inspected(
+    engine: Engine, dictionary: bytes, state: State, done: Progress, *, deep: bool
+) -> tuple[dict[str, str], dict[str, Entry]]:
+    """Return the keys whose values aren't whole, and what of older ones is."""
+    inspection = Inspection(engine, dictionary, deep=deep)
+    lost = inspection.run(state, done)
+    older: dict[str, Entry] = {}
+    for key in lost:
+        for item in reversed(state.listed(key)[:-1]):
+            if (
+                isinstance(item, Entry)
+                and item.generation != _generation(state, key)
+                and inspection.is_whole(key, item)
+            ):
+                older[key] = item
+                break
+    return lost, older
