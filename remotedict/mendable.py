@@ -10,6 +10,7 @@ from remotedict.engine.repair import Repair
 from remotedict.features.history import again
 from remotedict.features.progress import progress
 from remotedict.features.writing import changing
+from remotedict.maintained import Maintained
 from remotedict.pure.entry import Entry
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from remotedict.session import Session
 
 
-class Mendable:
+class Mendable(Maintained):
     """A dictionary that can be repaired, and moved elsewhere."""
 
     _session: Session

@@ -144,14 +144,25 @@ def test_a_policy_holds_from_then_on(world: World, small) -> None:
     assert [other.at("k", version) for version in (3, 4)] == [3, 4]
 
 
-def test_a_snapshot_begun_before_its_values_were_dropped_is_whole(world: World, small) -> None:
-    d = world.open(retention=0, inline_bytes=0, cache_bytes=0)
+@pytest.mark.parametrize("retention", [0, 10_000])
+@pytest.mark.parametrize("inline_bytes", [0, 2048])
+def test_a_snapshot_begun_before_its_values_were_dropped_is_whole_or_says_that_it_is_not(
+    world: World, small, retention: float, inline_bytes: int
+) -> None:
+    d = world.open(retention=retention, inline_bytes=inline_bytes, cache_bytes=0)
     d.update(k="old", l="old")
     then = d.snapshot()
     d["k"] = "new"
     churn(world, d)
-    assert then == {"k": "old", "l": "old"}
-    expired("none", d.snapshot, then)
+    if retention or inline_bytes:  # of those the segment is kept, for its commits
+        assert then == {"k": "old", "l": "old"}
+    else:
+        with pytest.raises(SnapshotExpiredError):
+            then["k"]
+        assert then["l"] == "old"
+        assert list(then) == ["k", "l"]
+    if not retention:
+        expired("none", d.snapshot, then)
 
 
 def test_a_deleted_key_keeps_its_version_when_its_history_is_dropped(world: World, small) -> None:

@@ -23,8 +23,9 @@ LAYERS = [
     "session",
     "versioned",
     "lockable",
-    "mendable",
     "transactional",
+    "maintained",
+    "mendable",
     "dictionary",
 ]
 FACE = ["azure", "local", "memory", "opening", "__init__"]

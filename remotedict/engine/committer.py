@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,10 @@ class UploadExpired(RemoteDictError):  # noqa: N818 - an answer to the caller, w
     """The horizon has passed an upload: vacuum may have deleted it before the commit."""
 
 
+class DropRefused(RemoteDictError):  # noqa: N818 - an answer to the upkeep, which begins anew
+    """More history is kept by now than when a drop was begun."""
+
+
 class Request:
     """One writer's wish: what to change, decided anew on each new state.
 
@@ -77,14 +82,20 @@ class Swap:
     """A wish of the upkeep: the same state, laid out otherwise. None: no longer possible.
 
     One that moves bytes, or the horizon, goes alone: nobody may be judged on the state that was
-    there before it, and land with it.
+    there before it, and land with it. One that settles moves the tail into a segment.
+
+    Attributes
+    ----------
+    verdict : Future
+        The index that stands, and the state, which it left as it was; None if nothing was swapped.
     """
 
-    verdict: Future[bool]
+    verdict: Future[Known | None]
 
-    def __init__(self, transform: Transform, *, alone: bool = False) -> None:
+    def __init__(self, transform: Transform, *, alone: bool = False, settle: bool = False) -> None:
         self.transform = transform
         self.alone = alone
+        self.settle = settle
 
 
 class Committer:
@@ -219,7 +230,7 @@ class Committer:
                     try:
                         self._index.since(self._index.ticket())
                     finally:
-                        round_.conclude()
+                        round_.conclude(etag)
                     return
                 if etag is not None:
                     try:
@@ -227,7 +238,7 @@ class Committer:
                             known, round_.index, etag, round_.commits, round_.segment, began
                         )
                     finally:
-                        round_.conclude()  # it stands, whatever became of the rest
+                        round_.conclude(etag)  # it stands, whatever became of the rest
                     self._on_commit(round_.segment is not None)
                     return
                 log.debug("commit %d was taken by another writer", known.state.seq + 1)
@@ -392,8 +403,9 @@ class _Round:
                 self.commits.append(commit)
                 self._commits[id(request)] = commit
         self.segment: NewSegment | None = None
-        if self.commits:
-            index, self.segment = plan.extend(index, self.commits, uuid)
+        settle = any(isinstance(request, Swap) and request.settle for request in batch)
+        if self.commits or settle:
+            index, self.segment = plan.extend(index, self.commits, uuid, settle=settle)
         self.idle = index is known.index
         self.index = replace(index, revision=known.index.revision + 1)
 
@@ -412,11 +424,12 @@ class _Round:
         """The ticket that a check must exceed for refusals to be final."""
         return max((r.ticket for r in self._batch if isinstance(r, Request)), default=-1)
 
-    def conclude(self) -> None:
+    def conclude(self, etag: str = "") -> None:
         """Tell each request what came of it: the round stands."""
+        stands = dataclasses.replace(self.known, etag=etag, index=self.index)
         for request in self._batch:
             if isinstance(request, Swap):
-                request.verdict.set_result(id(request) in self._swapped)
+                request.verdict.set_result(stands if id(request) in self._swapped else None)
             elif refusal := self._refusals.get(id(request)):
                 request.verdict.set_exception(refusal)
             else:
@@ -450,7 +463,7 @@ def _check_drops(changes: Sequence[Change], index: Index) -> None:
     for change in changes:
         if isinstance(change, Drop) and (index.history is None or change.versions < index.history):
             msg = "more history is kept now than when the drop was begun"
-            raise RemoteDictError(msg)
+            raise DropRefused(msg)
 
 
 def _lists(draft: Draft, change: Set) -> bool:

@@ -459,12 +459,17 @@ class Engine:
             )
             raise StoreUnavailableError(msg) from exc
 
-    def swap(self, transform: Transform, *, alone: bool = False) -> bool:
-        """Change the index otherwise than by a commit; tell whether there was anything to do."""
-        self.created()
-        swap = Swap(transform, alone=alone)
+    def swap(
+        self, transform: Transform, *, alone: bool = False, settle: bool = False
+    ) -> Known | None:
+        """Change the index otherwise than by a commit; return what stands, None if nothing was done.
 
-        def made() -> bool:
+        See `Swap`.
+        """
+        self.created()
+        swap = Swap(transform, alone=alone, settle=settle)
+
+        def made() -> Known | None:
             with self.runtime.still_wanted():
                 self.committer.submit(swap)
             self.committer.work()

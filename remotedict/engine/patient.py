@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _FIRST_PAUSE = 0.05
+_PAGE = 5000
 
 
 class Patient:
@@ -65,8 +67,20 @@ class Patient:
         self._patiently(lambda: self.raw.delete(paths))
 
     def list(self, prefix: str) -> Iterator[BlobInfo]:
-        """See `Backend.list`."""
-        return iter(self._patiently(lambda: list(self.raw.list(prefix))))
+        """See `Backend.list`; few of them are in memory at once."""
+        rows, last = self.raw.list(prefix), ""
+
+        def page() -> list[BlobInfo]:
+            nonlocal rows
+            try:
+                return list(islice(rows, _PAGE))
+            except TransientError:  # begin again, and go on behind what was handed out
+                rows = (row for row in self.raw.list(prefix) if row.name > last)
+                raise
+
+        while found := self._patiently(page):
+            last = found[-1].name
+            yield from found
 
     def lease(self, path: str, seconds: float, *, lease_id: str, force: bool = False) -> Lease:
         """See `Backend.lease`."""

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1024 * 1024
 """How many bytes of a value are compressed, checked and read as one."""
 
-MAGIC = b"RDvl"
+_MAGIC = b"RDvl"
 _START = struct.Struct("<4sHQI")  # magic, format version, checksum of the header, its length
 _CHUNK = struct.Struct("<QI")  # checksum, stored size
 _BUFFERS = (bytes, bytearray, memoryview)
@@ -198,7 +198,7 @@ def opening(
     header = _encode(
         ValueHeader(codec, dictionary, key, generation, PYTHON, library, CHUNK_BYTES, parts)
     )
-    return _START.pack(MAGIC, FORMAT_VERSION, digest(header), len(header)) + header
+    return _START.pack(_MAGIC, FORMAT_VERSION, digest(header), len(header)) + header
 
 
 def closing(lengths: list[int]) -> bytes:
@@ -206,7 +206,7 @@ def closing(lengths: list[int]) -> bytes:
     if len(lengths) < 2:
         return b""
     table = _encode(lengths)
-    return table + _END.pack(len(table), digest(table), MAGIC)
+    return table + _END.pack(len(table), digest(table), _MAGIC)
 
 
 class Sent:
@@ -388,7 +388,7 @@ def intact(data: Buffer, dictionary: bytes, generation: bytes) -> Unpacked | Non
         at = START_BYTES + length
         view = memoryview(data)
         raw = view[START_BYTES:at]
-        if magic != MAGIC or version != FORMAT_VERSION or digest(raw) != checksum:
+        if magic != _MAGIC or version != FORMAT_VERSION or digest(raw) != checksum:
             return None
         header = _header_decoder.decode(raw)
         checksum, stored = _CHUNK.unpack_from(data, at)
@@ -528,6 +528,16 @@ class Source:
             raise CorruptBlobError(self.path, "a value has bytes after its end")
 
 
+def is_value(head: bytes) -> bool:
+    """Tell whether a blob that begins so is a value, or a pack of them."""
+    return head.startswith(_MAGIC)
+
+
+def next_start(data: bytes, at: int) -> int:
+    """Return where a value may begin, from an offset on; -1 for nowhere."""
+    return data.find(_MAGIC, at)
+
+
 def head_bytes(head: Buffer) -> int:
     """Return how many bytes stand before the first chunk of a value that begins so."""
     length = _START.unpack_from(head)[3] if len(head) >= START_BYTES else 0
@@ -552,7 +562,7 @@ def introduction(view: memoryview, path: str) -> tuple[ValueHeader, int]:
     if len(view) < START_BYTES:
         raise CorruptBlobError(path, f"a value of {len(view)} bytes is too short")
     magic, version, checksum, length = _START.unpack_from(view)
-    if magic != MAGIC:
+    if magic != _MAGIC:
         raise CorruptBlobError(path, f"a value begins with {magic!r}")
     if version > FORMAT_VERSION:
         raise FormatVersionError(path, f"a value has format version {version}")
@@ -627,7 +637,7 @@ def read_table(tail: memoryview, path: str) -> tuple[list[int], int]:
     at = len(tail) - _END.size
     length, checksum, magic = _END.unpack_from(tail, at) if at >= 0 else (1, 0, b"")
     table = tail[at - length : at] if length <= at else tail[:0]
-    if (len(table), magic, digest(table)) != (length, MAGIC, checksum):
+    if (len(table), magic, digest(table)) != (length, _MAGIC, checksum):
         raise CorruptBlobError(path, "a value's table fails its checksum")
     try:
         lengths = _table_decoder.decode(table)

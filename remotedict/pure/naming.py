@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import xxhash
@@ -23,11 +24,13 @@ _BETWEEN = "\udc00"
 _FEW = 64
 _ODD = re.compile(rf"[^A-Za-z0-9_{_BETWEEN}-]")
 _ODD_EDGE = re.compile(r"\.\.|^[.~ ]|[. ]$")
-_UNIQUE = re.compile(r"(\d{12,20})-[0-9a-f]{32}")
-_ESCAPED = re.compile(r"[A-Za-z0-9_=-]+")
 _SPECIAL = re.compile(r'[<>:"|?*#%]')
 _FOLDER_MAX = 200
 _SECRET = re.compile(r"(?i)\b(AccountKey|SharedAccessSignature|sig)=")
+_NAME = r"\d{12,}-[0-9a-f]{32}"
+REFERENCE = rf"[spcl]:{_NAME}|v:[A-Za-z0-9_=-]+/{_NAME}"
+"""What names an immutable blob; it can't lead out of its folder. See `Layout`."""
+_REFERENCE = re.compile(REFERENCE)
 _CONTAINER = re.compile(r"(?=.{3,63}$)[a-z0-9]+(-[a-z0-9]+)*")
 
 
@@ -161,6 +164,10 @@ class Layout:
     'runs/.packs/000000000007-ab'
     """
 
+    kinds = MappingProxyType(
+        {"v": "values", "p": "packs", "s": "segments", "c": "checkpoints", "l": "logs"}
+    )
+
     def __init__(self, folder: str) -> None:
         self.folder = check_folder(folder)
         self.index = f"Index/{folder}/index"
@@ -178,15 +185,6 @@ class Layout:
         kind, _, name = reference.partition(":")
         return self._prefixes[kind] + name
 
-    def reference(self, path: str) -> str | None:
-        """Return what names the blob at `path` in records; None if that is no name of ours."""
-        for kind, prefix in self._prefixes.items():
-            folder, _, name = path.removeprefix(prefix).rpartition("/")
-            ours = _ESCAPED.fullmatch(folder) if kind == "v" else not folder
-            if path.startswith(prefix) and ours and _UNIQUE.fullmatch(name):
-                return f"{kind}:{path.removeprefix(prefix)}"
-        return None
-
     def paths(self, references: Iterable[str]) -> list[str]:
         """Return the paths of blobs by their references; for "" that of the index."""
         prefixes, index = self._prefixes, self.index
@@ -195,6 +193,15 @@ class Layout:
     def aside(self, unique: str) -> str:
         """Return the path under which a damaged index blob is kept."""
         return f"Index/{self.folder}/damaged/{unique}"
+
+    def reference(self, path: str) -> str | None:
+        """Return the reference of the blob at `path`; None if no blob of ours has such a name."""
+        for kind, prefix in self._prefixes.items():
+            if path.startswith(prefix):
+                reference = f"{kind}:{path[len(prefix) :]}"
+                if _REFERENCE.fullmatch(reference):
+                    return reference
+        return None
 
     def lock(self, key: str) -> str:
         """Return the path of the blob whose lease guards `key`."""

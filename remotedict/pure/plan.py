@@ -67,11 +67,11 @@ def genesis(dictionary: bytes, incarnation: bytes) -> Index:
 
 
 def extend(
-    index: Index, commits: Sequence[Commit], uuid: Callable[[], bytes]
+    index: Index, commits: Sequence[Commit], uuid: Callable[[], bytes], *, settle: bool = False
 ) -> tuple[Index, NewSegment | None]:
     """Return `index` with `commits` added, and the segment that must be written first, if any.
 
-    If they don't fit, the whole tail moves into a segment, together with those of `commits` that
+    If they don't fit, or if it is to `settle` its tail, the whole tail moves into a segment, together with those of `commits` that
     still don't fit then: the longest suffix that does stays inline, where readers that are
     nearly up to date find it without another request.
     """
@@ -81,7 +81,8 @@ def extend(
         seq=index.seq + len(commits),
         tail=[*index.tail, *commits],
     )
-    if HEADER_BYTES + size(after) <= INDEX_BYTES:
+    fits = HEADER_BYTES + size(after) <= INDEX_BYTES
+    if not after.tail or (fits and not (settle and index.tail)):
         return after, None
     room = (
         INDEX_BYTES - HEADER_BYTES - size(replace(after, tail=[])) - 256
@@ -202,6 +203,21 @@ def swap_merged(index: Index, refs: Sequence[SegmentRef], merged: SegmentRef) ->
         return None
     segments = [*index.segments[:at], merged, *index.segments[at + len(refs) :]]
     return replace(index, revision=index.revision + 1, segments=segments)
+
+
+def raise_horizon(index: Index, old: int) -> Index:
+    """Return `index` with the horizon that may stand if commit `old` is old enough.
+
+    It never shrinks. Nor does it pass the commit at which the one before was set: so an upload
+    that was refused, and begun anew, outlives the next one, however long it takes.
+    """
+    allowed = min(old, index.horizon_seq or old)
+    return replace(
+        index,
+        revision=index.revision + 1,
+        horizon=max(index.horizon, allowed),
+        horizon_seq=index.seq,
+    )
 
 
 def due_checkpoint(index: Index) -> bool:

@@ -13,6 +13,7 @@ import msgspec
 import xxhash
 
 from remotedict.errors import CorruptBlobError, FormatVersionError
+from remotedict.pure.naming import REFERENCE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,9 +39,7 @@ class Record(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen
 
 Id = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
-_NAME = r"\d{12,}-[0-9a-f]{32}"
-# No reference can lead out of its folder.
-Reference = Annotated[str, msgspec.Meta(pattern=rf"^([spcl]:{_NAME}|v:[A-Za-z0-9_=-]+/{_NAME})?\Z")]
+Reference = Annotated[str, msgspec.Meta(pattern=rf"^({REFERENCE})?\Z")]
 """What names an immutable blob, see `naming.Layout`; "" is none, or the blob one stands in."""
 
 
@@ -310,6 +309,13 @@ def encode(record: Record, data: Sequence[bytes] = ()) -> bytes:
     data_length = sum(map(len, data))
     fields = (_MAGIC, FORMAT_VERSION, _KINDS[type(record)], 0, len(payload), data_length)
     return _HEADER.pack(*fields, _checksum(fields, payload)) + payload
+
+
+def record_offset(head: bytes) -> int | None:
+    """Return where the record is in a blob that begins so; None if it isn't one of ours."""
+    if len(head) < HEADER_BYTES or not head.startswith(_MAGIC):
+        return None
+    return HEADER_BYTES + int(_HEADER.unpack_from(head)[5])
 
 
 def decode(blob: Buffer, cls: type[_T], path: str) -> tuple[_T, memoryview]:

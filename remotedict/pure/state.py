@@ -553,6 +553,10 @@ class State:
         new = _Growth(grown.base, seq, seq, [head], self._next_order, seq)
         return self._on(new, seq, head, self._count)
 
+    def dropping(self, drop: Drop) -> Iterator[tuple[str, Entry]]:
+        """Yield what `drop` would take off the list, with the keys. No value may be inline."""
+        return self.rebased().base.dropping(drop)
+
     def settled(self, commits: Iterable[Commit]) -> State:
         """Return the same state, apart from this one, with the values of `commits` where they say.
 
@@ -562,26 +566,27 @@ class State:
         apart.relocate(commits)
         return apart.rebased()
 
+    @property
+    def base(self) -> Table:
+        """What most of it lies in; see `later`."""
+        return self._grown.base
+
+    def later(self) -> Iterator[tuple[str, Entry]]:
+        """Yield what lies beyond the base: entries, also past ones, with their keys."""
+        for key, chain in list(self._grown.entries.of.items()):
+            for seq, item in list(chain):
+                if seq <= self.seq and isinstance(item, Entry):
+                    yield key, item
+
     def ranges(self, blobs: Collection[str]) -> list[Range]:
         """Return where values, also past ones, lie in these blobs; each place once."""
-        later = {
-            (item.place.blob, item.place.offset): item.place
-            for chain in list(self._grown.entries.of.values())
-            for _, item in list(chain)
-            if isinstance(item, Entry)
-            and isinstance(item.place, Range)
-            and item.place.blob in blobs
-        }
+        places = [entry.place for _, entry in self.later() if isinstance(entry.place, Range)]
+        later = {(place.blob, place.offset): place for place in places if place.blob in blobs}
         return [*self._grown.base.ranges(blobs), *later.values()]
 
     def generations(self, wanted: Collection[bytes]) -> set[bytes]:
         """Return those of the generations that are listed, for whatever key."""
-        later = {
-            item.generation
-            for chain in list(self._grown.entries.of.values())
-            for _, item in list(chain)
-            if isinstance(item, Entry)
-        }
+        later = {entry.generation for _, entry in self.later()}
         return self._grown.base.generations(wanted) | (later & set(wanted))
 
     def moved(self, places: Mapping[tuple[str, int], Range]) -> State:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from remotedict.pure.columns import Columns
     from remotedict.pure.packing import Array
-    from remotedict.pure.records import Column
+    from remotedict.pure.records import Column, Drop
 
 _FEW = 16  # so many keys are looked up sooner one by one
 _STAMPS_AT_HAND = 4096  # of commits, as objects
@@ -324,6 +324,13 @@ class Table:
     def droppable(self, before: int, versions: int) -> bool:
         """Tell whether `pruned` would take anything off the list."""
         return bool(self._dropped(before, versions)[0].any())
+
+    def dropping(self, drop: Drop) -> Iterator[tuple[str, Entry]]:
+        """Yield what `pruned` takes off the list, with the keys; but for deletions."""
+        for n in np.flatnonzero(self._dropped(drop.before, drop.versions)[0]).tolist():
+            item = self._past_item(n)
+            if isinstance(item, Entry):
+                yield self.key(self._view("past_of")[n]), item
 
     def _dropped(self, before: int, versions: int) -> tuple[Array, Array]:
         """Return which past items are dropped, and since when each of all was past."""
