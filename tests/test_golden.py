@@ -382,7 +382,7 @@ def test_the_documented_constants_are_those_of_the_code():
     assert documented == {
         "format version": str(records.FORMAT_VERSION),
         "magic of frames": records._MAGIC.decode(),
-        "magic of values": codec._MAGIC.decode(),
+        "magic of values": codec.MAGIC.decode(),
         "kind of the index": str(records.INDEX),
         "kind of a segment": str(records.SEGMENT),
         "kind of a checkpoint": str(records.CHECKPOINT),

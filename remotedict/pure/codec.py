@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1024 * 1024
 """How many bytes of a value are compressed, checked and read as one."""
 
-_MAGIC = b"RDvl"
+MAGIC = b"RDvl"
 _START = struct.Struct("<4sHQI")  # magic, format version, checksum of the header, its length
 _CHUNK = struct.Struct("<QI")  # checksum, stored size
 _BUFFERS = (bytes, bytearray, memoryview)
@@ -198,7 +198,7 @@ def opening(
     header = _encode(
         ValueHeader(codec, dictionary, key, generation, PYTHON, library, CHUNK_BYTES, parts)
     )
-    return _START.pack(_MAGIC, FORMAT_VERSION, digest(header), len(header)) + header
+    return _START.pack(MAGIC, FORMAT_VERSION, digest(header), len(header)) + header
 
 
 def closing(lengths: list[int]) -> bytes:
@@ -206,7 +206,7 @@ def closing(lengths: list[int]) -> bytes:
     if len(lengths) < 2:
         return b""
     table = _encode(lengths)
-    return table + _END.pack(len(table), digest(table), _MAGIC)
+    return table + _END.pack(len(table), digest(table), MAGIC)
 
 
 class Sent:
@@ -388,7 +388,7 @@ def intact(data: Buffer, dictionary: bytes, generation: bytes) -> Unpacked | Non
         at = START_BYTES + length
         view = memoryview(data)
         raw = view[START_BYTES:at]
-        if magic != _MAGIC or version != FORMAT_VERSION or digest(raw) != checksum:
+        if magic != MAGIC or version != FORMAT_VERSION or digest(raw) != checksum:
             return None
         header = _header_decoder.decode(raw)
         checksum, stored = _CHUNK.unpack_from(data, at)
@@ -466,10 +466,9 @@ def unpack(
 
 def begun(data: Buffer | Iterable[Buffer]) -> tuple[memoryview, Iterator[Buffer]]:
     """Return the bytes that a value's header is in, and what comes then."""
-    if isinstance(data, _BUFFERS):
-        return memoryview(data), iter(())
-    more = iter(data)
-    view = memoryview(next(more, b""))
+    whole = isinstance(data, _BUFFERS)
+    more = iter(cast("Iterable[Buffer]", () if whole else data))
+    view = memoryview(cast("Buffer", data) if whole else next(more, b""))
     while len(view) < head_bytes(view) and (piece := next(more, None)):  # a very long key
         view = memoryview(b"".join([view, piece]))
     return view, more
@@ -530,12 +529,7 @@ class Source:
 
 def is_value(head: bytes) -> bool:
     """Tell whether a blob that begins so is a value, or a pack of them."""
-    return head.startswith(_MAGIC)
-
-
-def next_start(data: bytes, at: int) -> int:
-    """Return where a value may begin, from an offset on; -1 for nowhere."""
-    return data.find(_MAGIC, at)
+    return head.startswith(MAGIC)
 
 
 def head_bytes(head: Buffer) -> int:
@@ -562,7 +556,7 @@ def introduction(view: memoryview, path: str) -> tuple[ValueHeader, int]:
     if len(view) < START_BYTES:
         raise CorruptBlobError(path, f"a value of {len(view)} bytes is too short")
     magic, version, checksum, length = _START.unpack_from(view)
-    if magic != _MAGIC:
+    if magic != MAGIC:
         raise CorruptBlobError(path, f"a value begins with {magic!r}")
     if version > FORMAT_VERSION:
         raise FormatVersionError(path, f"a value has format version {version}")
@@ -637,7 +631,7 @@ def read_table(tail: memoryview, path: str) -> tuple[list[int], int]:
     at = len(tail) - _END.size
     length, checksum, magic = _END.unpack_from(tail, at) if at >= 0 else (1, 0, b"")
     table = tail[at - length : at] if length <= at else tail[:0]
-    if (len(table), magic, digest(table)) != (length, _MAGIC, checksum):
+    if (len(table), magic, digest(table)) != (length, MAGIC, checksum):
         raise CorruptBlobError(path, "a value's table fails its checksum")
     try:
         lengths = _table_decoder.decode(table)

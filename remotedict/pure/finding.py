@@ -56,7 +56,7 @@ def values(data: Buffer, path: str) -> Iterator[tuple[int, int, ValueHeader]]:
     """
     raw, at = bytes(data), 0
     view = memoryview(raw)
-    while (at := codec.next_start(raw, at)) >= 0:
+    while (at := raw.find(codec.MAGIC, at)) >= 0:
         try:
             header, length = measure(view[at:], path)
         except (CorruptBlobError, FormatVersionError):

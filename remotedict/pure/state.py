@@ -545,12 +545,8 @@ class State:
         return any(len(kept(items, drop)) < len(items) for items in changed)
 
     def resumed(self, seq: int, head: bytes) -> State:
-        """Return the same as of a later commit, nothing being known of those in between.
-
-        No value may be inline. How it was before that commit nobody can tell any more.
-        """
-        grown = self.rebased()._grown  # noqa: SLF001
-        new = _Growth(grown.base, seq, seq, [head], self._next_order, seq)
+        """Return the same as of a later commit: of those in between nothing is known."""
+        new = _Growth(self.rebased().base, seq, seq, [head], self._next_order, seq)
         return self._on(new, seq, head, self._count)
 
     def dropping(self, drop: Drop) -> Iterator[tuple[str, Entry]]:
