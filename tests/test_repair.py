@@ -485,3 +485,50 @@ def test_a_second_repair_goes_on_from_the_first(world: World):
     assert all(got[f"k{m}"][0] == 2 for m in range(30))
     assert all(got[key] == want[key] for key in want if not key.startswith("k"))
     assert not report.lost
+
+
+# -- a lost index is noticed ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["segments", "a value"])
+def test_a_dictionary_whose_index_is_lost_is_not_taken_for_an_empty_one(world: World, what):
+    d = world.open()
+    if what == "segments":
+        d.update({f"k{n}": noise(str(n), 300) for n in range(100)})
+    else:
+        d["own"] = noise("o")
+    left = [path for path in blobs(world) if path != INDEX]
+    lose(world)
+    e = world.open()
+    for act in (lambda: e["k"], lambda: len(e), lambda: e.__setitem__("new", 1)):
+        with pytest.raises(errors.CorruptBlobError, match="is gone, though") as caught:
+            act()
+        assert caught.value.blob == INDEX
+    assert sorted(blobs(world)) == sorted(left)
+    e.repair()
+    e["new"] = 1
+    assert world.open()["new"] == 1
+
+
+def test_an_index_that_is_made_just_now_is_not_taken_for_lost(world: World):
+    e = world.open()
+    e._engine.index.known = None
+
+    def made(act: Callable[[], Any]) -> Any:
+        try:
+            return act()
+        finally:
+            world.open()["own"] = noise("o")
+
+    world.of(e).at("get", INDEX, made)
+    assert list(e) == ["own"]
+
+
+def test_who_may_not_list_blobs_begins_as_before(world: World, monkeypatch):
+    def refused(prefix: str) -> Any:
+        raise errors.AccessDeniedError(prefix)
+
+    monkeypatch.setattr(world.store, "list", refused)
+    d = world.open()
+    d["k"] = 1
+    assert world.open()["k"] == 1
