@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from remotedict.dictionary import RemoteDict
+from remotedict.engine.copying import CopyReport
 from remotedict.engine.repair import RepairReport
 from remotedict.engine.stats import Stats
 from remotedict.errors import (
@@ -19,6 +20,7 @@ from remotedict.errors import (
     ContainerUnavailableError,
     CorruptBlobError,
     CredentialsError,
+    DestinationError,
     DictionaryChangedError,
     FormatVersionError,
     HistoryGapError,
@@ -51,6 +53,9 @@ from remotedict.features.watch import Subscription, Watch
 from remotedict.local import LocalDictionary
 from remotedict.memory import MemoryDictionary
 
+# As in shutil.copy; not in __all__, as below.
+from remotedict.moving import copy as copy
+
 # As in gzip.open; not in __all__, so that a * import leaves the built-in one alone.
 from remotedict.opening import open as open  # noqa: A004
 
@@ -61,8 +66,10 @@ __all__ = [
     "ClosedError",
     "ConflictError",
     "ContainerUnavailableError",
+    "CopyReport",
     "CorruptBlobError",
     "CredentialsError",
+    "DestinationError",
     "DictionaryChangedError",
     "Event",
     "FormatVersionError",

@@ -12,6 +12,7 @@
     │   ├── MetadataError            (TypeError, ValueError)   not JSON
     │   ├── UnknownCommitError       (LookupError)      .commit
     │   ├── CredentialsError         (ValueError)
+    │   ├── DestinationError         (FileExistsError)
     │   ├── ClosedError              (ValueError)
     │   └── LockNotHeldError         (RuntimeError)     .item_name
     ├── somebody else was there: wait, or decide
@@ -51,6 +52,7 @@ __all__ = [
     "ContainerUnavailableError",
     "CorruptBlobError",
     "CredentialsError",
+    "DestinationError",
     "DictionaryChangedError",
     "FormatVersionError",
     "HistoryGapError",
@@ -158,6 +160,10 @@ class UnknownCommitError(RemoteDictError, LookupError):
 
 class CredentialsError(RemoteDictError, ValueError):
     """Credentials are missing, malformed, or contradict each other."""
+
+
+class DestinationError(RemoteDictError, FileExistsError):
+    """A dictionary can't be copied to where it should: there is something else. Nothing was changed."""
 
 
 class ClosedError(RemoteDictError, ValueError):

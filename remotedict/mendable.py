@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from remotedict.engine.copying import Copy
 from remotedict.engine.inspection import Inspection
 from remotedict.engine.repair import Repair
 from remotedict.features.history import again
@@ -14,8 +15,9 @@ from remotedict.maintained import Maintained
 from remotedict.pure.entry import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
+    from remotedict.engine.copying import CopyReport
     from remotedict.engine.core import Engine
     from remotedict.engine.repair import RepairReport
     from remotedict.engine.values import Progress
@@ -31,6 +33,9 @@ class Mendable(Maintained):
 
     _session: Session
     _writer: Writer
+
+    _opener: ClassVar[Callable[..., Any]]
+    """What opens a dictionary by its URL."""
 
     @property
     def _engine(self) -> Engine:
@@ -108,6 +113,56 @@ class Mendable(Maintained):
             lost=lost,
             fallen_back={key: entry.version for key, entry in older.items()} if fall_back else {},
         )
+
+    def export(self, destination: Any, **options: Any) -> CopyReport:
+        """Copy the whole dictionary, with its history, to another place.
+
+        What is there already is not copied again: call it once more after an interruption, or to
+        bring a copy up to date that nobody has written to.
+
+        Parameters
+        ----------
+        destination : str, path or RemoteDict
+            Where to, as `remotedict.open` takes it, or a dictionary that is open. It must be
+            empty, or an older or unfinished copy of this one.
+        **options
+            To open it with; see `RemoteDict`.
+
+        Returns
+        -------
+        CopyReport
+            What was copied.
+
+        Raises
+        ------
+        DestinationError
+            There is something else at the destination.
+
+        Notes
+        -----
+        The copy is the state of one moment, also if others write meanwhile. Memory is bounded:
+        large values are read and written in pieces. Locks are not copied.
+
+        Examples
+        --------
+        >>> import remotedict
+        >>> d = remotedict.MemoryDictionary()
+        >>> d["k"] = 1
+        >>> copied = d.export("memory://exported")
+        >>> copied.keys, remotedict.open("memory://exported")["k"]
+        (1, 1)
+        """
+        if isinstance(destination, Mendable):
+            return self._copied_to(destination)
+        with type(self)._opener(destination, **options) as there:  # noqa: SLF001 - its own
+            return self._copied_to(there)
+
+    def _copied_to(self, there: Mendable) -> CopyReport:
+        source, target = self._engine, there._engine
+        source.check_open()
+        target.check_open()
+        with progress(None, "copying", self._session.options.progress, "B") as done:
+            return source.runtime.call(Copy(source, target, done).run)
 
     def _fall_back(self, state: State, older: Mapping[str, Entry]) -> None:
         """Give keys their older values, unless somebody has set them meanwhile."""

@@ -28,7 +28,7 @@ LAYERS = [
     "mendable",
     "dictionary",
 ]
-FACE = ["azure", "local", "memory", "opening", "__init__"]
+FACE = ["azure", "local", "memory", "opening", "moving", "__init__"]
 ALLOWED_IN_PURE = {
     *("__future__", "bisect", "collections", "copyreg", "dataclasses", "functools", "io"),
     *("itertools", "operator", "pickle", "platform", "re", "struct", "sys", "types", "typing"),

@@ -297,11 +297,11 @@ class IndexBlob:
                     settled = state
             self._publish(Known(etag, index, state, settled, base.checked))
 
-    def accept(self, index: Index, etag: str, state: State) -> None:
-        """Go on with what this process has put in the place of a damaged index."""
+    def accept(self, index: Index, etag: str, state: State, settled: State) -> None:
+        """Go on with what this process has put in the place of another index."""
         self.reader.blobs.turn_to(index)
         with self._lock:
-            self.known = Known(etag, index, state, state, self._begun)
+            self.known = Known(etag, index, state, settled, self._begun)
 
     def _publish(self, known: Known) -> Known:
         """Make `known` what is known; the lock is held."""

@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from remotedict.backend import NOT_MODIFIED, BlobNotFound, PreconditionFailed, TransientError
+from remotedict.backend import BlobNotFound, PreconditionFailed
 from remotedict.engine.blobs import Blobs
 from remotedict.engine.cache import Cache
 from remotedict.engine.commits import Commits
 from remotedict.engine.reader import Reader
 from remotedict.engine.rebuilding import Rebuilding, Remains
+from remotedict.engine.replacing import current, replace_index
 from remotedict.engine.runtime import log
 from remotedict.engine.survey import Survey
-from remotedict.engine.turn import FIRST_PAUSE
 from remotedict.errors import CorruptBlobError, DictionaryChangedError, StoreUnavailableError
 from remotedict.pure import naming
-from remotedict.pure.records import Index, decode, encode
+from remotedict.pure.records import Index, decode
 
 if TYPE_CHECKING:
     from remotedict.backend import Got
@@ -182,7 +182,7 @@ class Repair:
 
     def _attempt(self) -> tuple[RepairReport, Index | None, State | None]:
         """Do it, unless the index becomes another one meanwhile: PreconditionFailed."""
-        got = self._get()
+        got = current(self._engine)
         index, problem = self._read(got)
         if index:
             try:
@@ -194,7 +194,7 @@ class Repair:
             else:
                 report = RepairReport(dry_run=self._dry_run, commit=index.seq, keys=len(state))
                 return report, index, state
-            now = self._get()
+            now = current(self._engine)
             if now is None or got is None or now.etag != got.etag:
                 raise PreconditionFailed(self._layout.index)
         known = self._engine.index.known
@@ -239,14 +239,6 @@ class Repair:
 
     # -- reading ----------------------------------------------------------------------------
 
-    def _get(self) -> Got | None:
-        try:
-            got = self._backend.get(self._layout.index)
-        except BlobNotFound:
-            return None
-        assert got is not NOT_MODIFIED  # noqa: S101 - for the type checker
-        return got
-
     def _read(self, got: Got | None) -> tuple[Index | None, str]:
         """Return what the index blob says, or else what is wrong with it."""
         path = self._layout.index
@@ -278,29 +270,6 @@ class Repair:
             return kept
         if got:
             self._backend.put(kept, got.data)
-        etag = self._swap(encode(index), got.etag if got else None, index)
-        self._engine.index.accept(index, etag, rebuilt.state)
+        etag = replace_index(self._engine, index, got.etag if got else None, fresh=True)
+        self._engine.index.accept(index, etag, rebuilt.state, rebuilt.state)
         return kept
-
-    def _swap(self, data: bytes, old: str | None, index: Index) -> str:
-        """Put the new index where the old one is, or none; return its etag."""
-        runtime, path = self._engine.runtime, self._layout.index
-        deadline, pause = runtime.monotonic() + self._backend.timeout, FIRST_PAUSE
-        while True:
-            try:
-                return self._backend.raw.put(path, data, if_match=old, if_absent=old is None)
-            except (PreconditionFailed, TransientError) as exc:
-                failure = exc
-            # Whatever the answer was, an earlier attempt of mine may have been applied.
-            now = self._get()
-            there = self._read(now)[0]
-            if now and there and there.incarnation == index.incarnation:
-                # Somebody may have gone on from it already.
-                return now.etag if now.data == data else ""
-            if (now.etag if now else None) != old:
-                raise PreconditionFailed(path)
-            if runtime.monotonic() >= deadline:
-                msg = f"the store didn't take the new index ({failure}); repair it again"
-                raise StoreUnavailableError(msg) from failure
-            runtime.sleep(runtime.jitter(pause))
-            pause = min(pause * 2, 2.0)
