@@ -203,8 +203,9 @@ class IndexBlob:
     def _absent(self, base: Known | None, number: int) -> Known:
         if base and base.index:
             msg = (
-                f"the index blob {self._layout.index!r} is gone: the dictionary was deleted. "
-                "Open a new handle to begin an empty one"
+                f"the index blob {self._layout.index!r} is gone: the dictionary was deleted, or its "
+                "index was lost. Open a new handle to begin an empty one, when nothing of it is left; "
+                "or d.repair() it with this handle, which still knows it"
             )
             raise DictionaryChangedError(msg)
         with self._lock:

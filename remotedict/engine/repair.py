@@ -15,9 +15,14 @@ from remotedict.engine.rebuilding import Rebuilding, Remains
 from remotedict.engine.replacing import current, replace_index
 from remotedict.engine.runtime import log
 from remotedict.engine.survey import Survey
-from remotedict.errors import CorruptBlobError, DictionaryChangedError, StoreUnavailableError
+from remotedict.errors import (
+    CorruptBlobError,
+    DictionaryChangedError,
+    FormatVersionError,
+    StoreUnavailableError,
+)
 from remotedict.pure import naming
-from remotedict.pure.records import Index, decode
+from remotedict.pure.records import Index, decode, is_misdated
 
 if TYPE_CHECKING:
     from remotedict.backend import Got
@@ -248,6 +253,10 @@ class Repair:
             return decode(got.data, Index, path)[0], ""
         except CorruptBlobError as exc:
             return None, str(exc)
+        except FormatVersionError as exc:
+            if not is_misdated(got.data):
+                raise
+            return None, f"blob {path!r} is damaged: {exc.reason}, as it says"
 
     def _load(self, index: Index) -> State:
         """Return the state of an index, all that it names being whole."""
