@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
+import xxhash
 
 import remotedict
 from remotedict import LocalDictionary, MemoryDictionary, RemoteDictError, errors
@@ -437,8 +438,9 @@ def test_an_index_of_a_newer_format_asks_for_an_upgrade(
     index = full._engine.layout.index
     good = blob(full, index)
     if newer == "version":
-        bad = bytearray(good)
-        bad[4] += 1
+        bad = bytearray(good[:24]) + bytes(8) + good[32:]
+        bad[4] += 1  # and a checksum that knows: else it would be damaged, and not newer
+        bad[24:32] = xxhash.xxh3_64_intdigest(bytes(bad)).to_bytes(8, "little")
     else:
         record, _ = records.decode(good, records.Index, index)
         bad = records.encode(msgspec.structs.replace(record, features=["time-travel"]))

@@ -18,11 +18,10 @@ from remotedict.engine.survey import Survey
 from remotedict.errors import (
     CorruptBlobError,
     DictionaryChangedError,
-    FormatVersionError,
     StoreUnavailableError,
 )
 from remotedict.pure import naming
-from remotedict.pure.records import Index, decode, is_misdated
+from remotedict.pure.records import Index, decode
 
 if TYPE_CHECKING:
     from remotedict.backend import Got
@@ -253,10 +252,6 @@ class Repair:
             return decode(got.data, Index, path)[0], ""
         except CorruptBlobError as exc:
             return None, str(exc)
-        except FormatVersionError as exc:
-            if not is_misdated(got.data):
-                raise
-            return None, f"blob {path!r} is damaged: {exc.reason}, as it says"
 
     def _load(self, index: Index) -> State:
         """Return the state of an index, all that it names being whole."""

@@ -21,7 +21,6 @@ from remotedict.pure.records import (
     check_contiguous,
     decode,
     glean,
-    is_misdated,
 )
 from remotedict.pure.state import State
 from remotedict.pure.stream import HEAD_BYTES
@@ -170,11 +169,6 @@ class Survey:
             return None
         except CorruptBlobError as exc:
             self.damaged[info.name] = exc.reason
-            return None
-        except FormatVersionError:
-            if not is_misdated(data):
-                raise
-            self.damaged[info.name] = "its format version is wrong"
             return None
         return record, area
 

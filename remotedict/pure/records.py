@@ -335,6 +335,9 @@ def decode(blob: Buffer, cls: type[_T], path: str) -> tuple[_T, memoryview]:
     if magic != _MAGIC:
         raise CorruptBlobError(path, f"it begins with {magic!r}")
     if version > FORMAT_VERSION:
+        mine = (magic, FORMAT_VERSION, *fields[2:])
+        if checksum == _checksum(mine, memoryview(blob)[HEADER_BYTES:]):
+            raise CorruptBlobError(path, "its format version is damaged")
         raise FormatVersionError(path, f"its format version is {version}, not {FORMAT_VERSION}")
     if length != len(blob) - HEADER_BYTES or data_length > length:
         have = len(blob) - HEADER_BYTES
@@ -351,13 +354,6 @@ def decode(blob: Buffer, cls: type[_T], path: str) -> tuple[_T, memoryview]:
     if isinstance(record, Index):
         _check_index(record, path)
     return record, view[:data_length]
-
-
-def is_misdated(blob: Buffer) -> bool:
-    """Tell whether what claims to be of a newer format is of this one, and damaged in that field."""
-    magic, _, *fields, checksum = _HEADER.unpack_from(blob)
-    mine = (magic, FORMAT_VERSION, *fields)
-    return bool(checksum == _checksum(mine, memoryview(blob)[HEADER_BYTES:]))
 
 
 def glean(blob: Buffer, cls: type[_T]) -> _T | None:
