@@ -210,6 +210,25 @@ def test_a_copy_is_of_one_moment_though_others_write(world: World):
     assert there.repair(deep=True).whole
 
 
+def test_what_went_before_it_was_found_is_not_taken_for_lost(world: World, monkeypatch):
+    d, there = pair(world, retention=0)
+    writer, listing = world.open(), world.store.list
+    d.history_policy = "none"
+
+    def replaced(prefix: str) -> Any:
+        monkeypatch.setattr(world.store, "list", listing)
+        old = [path for path in world.store._blobs if path.startswith("f/own/")]
+        writer["own", "copied"] = "newer", "newer"
+        for path in old:
+            del world.store._blobs[path]
+        return listing(prefix)
+
+    monkeypatch.setattr(world.store, "list", replaced)
+    report = d.export(there)
+    assert report.missing == ()
+    assert there["own"] == "newer"
+
+
 def test_values_that_are_gone_are_named_and_the_rest_is_copied(world: World):
     d, there = pair(world)
     path = max(path for path in world.store._blobs if path.startswith("f/large/"))
@@ -239,6 +258,20 @@ def test_lost_replies_make_no_difference(world: World, step, what):
     for _ in range(3):
         world.of(target).at("put", what, step)
     source.export(target)
+    assert seen(target) == seen(source)
+
+
+@pytest.mark.parametrize("step", [lose_reply, lose_request])
+def test_nor_when_a_copy_is_brought_up_to_date(world: World, step):
+    source = MemoryDictionary(history="all")
+    fill(source)
+    target = world.open()
+    source.export(target)
+    follower = world.open()
+    source["own"] = noise("newer")
+    world.of(target).at("put", INDEX, step)
+    source.export(target)
+    assert target["own"] == follower["own"] == noise("newer")
     assert seen(target) == seen(source)
 
 

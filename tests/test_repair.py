@@ -224,10 +224,11 @@ def test_a_dry_run_writes_nothing(world: World):
 def test_locks_end_with_the_old_incarnation(world: World):
     d = full(world.open)
     d.lock_item("k1", duration=60)
-    flip(world, INDEX, 50)
+    lose(world, d._engine.layout.path(d._engine.index.known.index.segments[0].blob))
     e = world.open()
     e.repair()
     assert not e.locks
+    assert not e._engine.index.known.state.locks
     e["k1"] = "free"
     with pytest.raises(errors.DictionaryChangedError):
         d["k1"] = "mine"
@@ -278,6 +279,58 @@ def test_a_segment_that_is_lost_takes_only_its_own_commits_along(world: World):
     assert {key: got[key] for key in rest} == rest
     with pytest.raises(errors.SnapshotExpiredError):
         e.snapshot(at=ref.first)
+
+
+def test_what_came_after_a_gap_is_newer_than_what_is_found_for_it(world: World, monkeypatch):
+    monkeypatch.setattr("remotedict.pure.plan.INDEX_BYTES", 1400)
+    monkeypatch.setattr("remotedict.pure.plan.FAN", 1000)
+    d = world.open(history="all")
+    first = {f"k{n}": noise(f"1{n}") for n in range(8)}
+    for key, value in first.items():
+        d[key] = value
+    second = {f"k{n}": noise(f"2{n}") for n in range(6)}
+    for key, value in second.items():
+        d[key] = value
+    third = {f"k{n}": noise(f"3{n}") for n in range(4)}
+    for key, value in third.items():
+        d[key] = value
+    segments = d._engine.index.known.index.segments
+    lost = [ref for ref in segments if ref.last >= 9 and ref.first <= 14]
+    assert lost
+    assert lost[-1].last < 18
+    for ref in lost:
+        lose(world, d._engine.layout.path(ref.blob))
+    e = world.open()
+    report = e.repair()
+    assert dict(e.items()) == first | second | third
+    assert report.restored
+    assert report.unused
+    assert "k3" not in report.restored
+
+
+def test_of_writers_who_raced_nobody_loses_what_was_acknowledged(world: World, monkeypatch):
+    monkeypatch.setattr("remotedict.pure.plan.INDEX_BYTES", 1100)
+    one, other = world.open(), world.open()
+    want = {}
+    for n in range(30):
+        mine, theirs = noise(f"a{n}"), noise(f"b{n}")
+        act = after(lambda: other.__setitem__(f"b{n}", theirs))  # noqa: B023 - called at once
+        world.of(one).at("put", INDEX, act)
+        one[f"a{n % 7}"] = mine
+        want |= {f"a{n % 7}": mine, f"b{n}": theirs}
+        blob = blobs(world)[INDEX]
+        lose(world)
+        again = world.open()
+        report = again.repair(dry_run=True)
+        assert not report.lost
+        assert report.keys == len(want)
+        world.store._blobs[INDEX] = blob
+    for handle in (one, other):
+        handle._engine.upkeep.finish()
+    lose(world)
+    again = world.open()
+    again.repair()
+    assert dict(again.items()) == want
 
 
 def test_metadata_of_a_value_that_is_lost_are_left_out(world: World):

@@ -36,13 +36,13 @@ def replace_index(engine: Engine, index: Index, old: str | None, *, fresh: bool)
     old : str or None
         What it replaces.
     fresh : bool
-        Whether nobody else can have written an index of its incarnation but on top of it. Then
-        the etag returned is empty if somebody has.
+        Whether nobody else can have written an index of its incarnation but on top of it: if that
+        is there after a lost reply, it was mine. The etag is empty then: others may have gone on.
 
     Raises
     ------
     PreconditionFailed
-        There is something else by now.
+        There is something else by now, or, unless it is `fresh`, this very index may be.
     """
     runtime, path, data = engine.runtime, engine.layout.index, encode(index)
     deadline, pause = runtime.monotonic() + engine.backend.timeout, FIRST_PAUSE
@@ -54,8 +54,6 @@ def replace_index(engine: Engine, index: Index, old: str | None, *, fresh: bool)
             failure = exc
         # Whatever the answer was, an earlier attempt of mine may have been applied.
         now = current(engine)
-        if now and now.data == data:
-            return now.etag
         if now and fresh and _incarnation(now, path) == index.incarnation:
             return ""
         if (now.etag if now else None) != old:
