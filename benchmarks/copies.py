@@ -18,7 +18,7 @@ import numpy as np
 from remotedict.backend import Got, pieces
 from remotedict.backend.memory import MemoryBackend
 from remotedict.dictionary import RemoteDict
-from remotedict.pure import codec, lz4
+from remotedict.pure import chunks, codec, lz4
 from remotedict.pure.pieces import Pieces
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Moves:
 def counted() -> Iterator[Moves]:
     """Count what is moved meanwhile, in all threads."""
     moves = Moves()
-    copy, take = codec._copy, codec.Source.take  # noqa: SLF001 - to count its calls
+    copy, take = chunks.copy, codec.Source.take
     pack, unpack = lz4.deflate_into, lz4.inflate_into
 
     def counting_copy(source: Any, target: Any) -> None:
@@ -75,7 +75,7 @@ def counted() -> Iterator[Moves]:
         return found
 
     with (
-        mock.patch.object(codec, "_copy", counting_copy),
+        mock.patch.object(chunks, "copy", counting_copy),
         mock.patch.object(lz4, "deflate_into", counting_pack),
         mock.patch.object(lz4, "inflate_into", counting_unpack),
         mock.patch.object(codec.Source, "take", counting_take),

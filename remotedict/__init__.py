@@ -13,6 +13,8 @@ from remotedict.dictionary import RemoteDict
 from remotedict.engine.copying import CopyReport
 from remotedict.engine.repair import RepairReport
 from remotedict.engine.stats import Stats
+from remotedict.engine.vacuum import VacuumReport
+from remotedict.engine.verify import VerifyReport
 from remotedict.errors import (
     AccessDeniedError,
     ClosedError,
@@ -20,6 +22,7 @@ from remotedict.errors import (
     ContainerUnavailableError,
     CorruptBlobError,
     CredentialsError,
+    DecryptionError,
     DestinationError,
     DictionaryChangedError,
     FormatVersionError,
@@ -36,6 +39,7 @@ from remotedict.errors import (
     MissingValueError,
     RemoteDictError,
     SelectionError,
+    SignatureError,
     SnapshotExpiredError,
     StoreUnavailableError,
     UnknownCommitError,
@@ -69,6 +73,7 @@ __all__ = [
     "CopyReport",
     "CorruptBlobError",
     "CredentialsError",
+    "DecryptionError",
     "DestinationError",
     "DictionaryChangedError",
     "Event",
@@ -92,6 +97,7 @@ __all__ = [
     "RemoteDictError",
     "RepairReport",
     "SelectionError",
+    "SignatureError",
     "Snapshot",
     "SnapshotExpiredError",
     "Stats",
@@ -102,6 +108,8 @@ __all__ = [
     "UnknownOutcomeError",
     "UnpicklableValueError",
     "UnreadableValueError",
+    "VacuumReport",
+    "VerifyReport",
     "VersionConflictError",
     "Watch",
 ]

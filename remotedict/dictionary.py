@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import pandas as pd
 
-from remotedict.engine.rewrite import Rewrite
 from remotedict.errors import (
     ConflictError,
     CorruptBlobError,
@@ -27,9 +26,8 @@ from remotedict.features.writing import Changed, Operation, Writer, changing, se
 from remotedict.lockable import Lockable
 from remotedict.mendable import Mendable
 from remotedict.pure.draft import Draft
-from remotedict.pure.entry import Entry
 from remotedict.pure.naming import check_key
-from remotedict.pure.records import Annotate, Change, Delete, Forget, Range, Set
+from remotedict.pure.records import Annotate, Change, Delete, Set
 from remotedict.session import Options, Session
 from remotedict.transactional import Transactional
 from remotedict.versioned import Versioned
@@ -42,6 +40,7 @@ if TYPE_CHECKING:
 
     from remotedict.engine.index import Known
     from remotedict.engine.stats import Stats
+    from remotedict.pure.entry import Entry
     from remotedict.pure.state import State
     from remotedict.session import Place
 
@@ -95,6 +94,16 @@ class RemoteDict(Transactional, Versioned, Lockable, Mendable, MutableMapping[st
     pickle_credentials : bool
         Whether a pickle of this handle carries its credentials. By default it doesn't, and the
         process that opens it finds its own.
+    signing_key : str, bytes or list of them, optional
+        Signs everything that is stored (HMAC-SHA256), and refuses all that isn't signed so: what
+        somebody else wrote is neither decoded nor unpickled. At least 16 bytes, best
+        ``secrets.token_hex(32)``. Of several the first one signs, and all are accepted. By
+        default that of the environment variable ``REMOTEDICT_SIGNING_KEY``, if any (several with
+        commas between them); ``()`` for none.
+    encryption_key : str, bytes or list of them, optional
+        Encrypts everything that is stored (AES-256-GCM): the store sees only sizes, and the names
+        of blobs, in which keys appear. Otherwise the same, with ``REMOTEDICT_ENCRYPTION_KEY``.
+        Needs ``remotedict[crypto]``.
 
     Raises
     ------
@@ -497,58 +506,6 @@ class RemoteDict(Transactional, Versioned, Lockable, Mendable, MutableMapping[st
             return changes
 
         self._writer.make(changing(decide), early=True)
-
-    def forget(self, key: str) -> None:
-        """Remove a key with all its history and bytes, for good; its versions begin anew.
-
-        Every other write keeps what was there for a while, and for ever with a history. This is
-        for those who must not keep it. It reads all small values and commits of the dictionary,
-        and writes anew what lies in one blob with the key's: it takes its time. Copies made by
-        `copy_item` are keys of their own, and stay. Who forgot the key and when stays known. So
-        does what other processes have in memory or in their `cache_dir`, until they look again,
-        and what the store itself keeps: backups, say, or blobs that it deletes softly.
-
-        Raises
-        ------
-        KeyNotFoundError
-            The key was never set.
-        RuntimeError
-            Inside `commit` or `transaction`.
-
-        Examples
-        --------
-        >>> import remotedict
-        >>> d = remotedict.MemoryDictionary()
-        >>> d["name"] = "Ann"
-        >>> d.forget("name")
-        >>> d.version("name"), d.history("name")["kind"].tolist()
-        (0, ['forget'])
-        """
-        check_key(key)
-        if self._writer.gathering:
-            msg = "forget() is a commit of its own: call it outside of commit() and transaction()"
-            raise RuntimeError(msg)
-
-        def decide(draft: Draft) -> list[Change]:
-            item = draft.item(key)
-            if item is None:
-                raise KeyNotFoundError([key])
-            places.clear()
-            places.extend(
-                one.range(key)
-                for one in draft.listed(key)
-                if isinstance(one, Entry) and not isinstance(one.place, bytes)
-            )
-            if item.version:
-                return [Forget(key)]
-            before.append(item.stamp.seq)
-            return []
-
-        engine, before, places = self._engine, list[int](), list[Range]()
-        commit = self._parts.locks.commit(decide)
-        seq = commit.seq if commit else before[-1]  # again: not all may have been done then
-        with progress(1, "searching", self._session.options.progress) as done:
-            engine.runtime.call(lambda: Rewrite(engine, key, seq, places).run(done))
 
     def _set(self, items: list[tuple[str, Any]]) -> None:
         if items:

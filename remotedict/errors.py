@@ -29,6 +29,8 @@
     └── what is stored is not what it should be: look at the store
         ├── UnreadableValueError     (ValueError)       .key
         ├── CorruptBlobError         (ValueError)       .blob
+        │   ├── SignatureError
+        │   └── DecryptionError
         ├── FormatVersionError       (ValueError)       .blob
         ├── MissingValueError        (LookupError)      .key .blob
         ├── SnapshotExpiredError     (LookupError)      .key
@@ -52,6 +54,7 @@ __all__ = [
     "ContainerUnavailableError",
     "CorruptBlobError",
     "CredentialsError",
+    "DecryptionError",
     "DestinationError",
     "DictionaryChangedError",
     "FormatVersionError",
@@ -68,6 +71,7 @@ __all__ = [
     "MissingValueError",
     "RemoteDictError",
     "SelectionError",
+    "SignatureError",
     "SnapshotExpiredError",
     "StoreUnavailableError",
     "UnknownCommitError",
@@ -349,7 +353,21 @@ class CorruptBlobError(RemoteDictError, ValueError):
     def __init__(self, blob: str, reason: str) -> None:
         self.blob = blob
         self.reason = reason
-        super().__init__(f"blob {blob!r} is damaged or not of remotedict: {reason}")
+        super().__init__(f"blob {blob!r} {self._what}: {reason}")
+
+    _what = "is damaged or not of remotedict"
+
+
+class SignatureError(CorruptBlobError):
+    """A blob isn't signed as ``signing_key=`` demands, or is, and no key was given."""
+
+    _what = "can't be trusted"
+
+
+class DecryptionError(CorruptBlobError):
+    """A blob isn't encrypted as ``encryption_key=`` demands, or is, and no key was given."""
+
+    _what = "can't be decrypted"
 
 
 class FormatVersionError(RemoteDictError, ValueError):

@@ -126,7 +126,8 @@ class Mendable(Maintained):
             Where to, as `remotedict.open` takes it, or a dictionary that is open. It must be
             empty, or an older or unfinished copy of this one.
         **options
-            To open it with; see `RemoteDict`.
+            To open it with; see `RemoteDict`. Keys are those of this dictionary: bytes are copied
+            as they are.
 
         Returns
         -------
@@ -154,6 +155,9 @@ class Mendable(Maintained):
         """
         if isinstance(destination, Mendable):
             return self._copied_to(destination)
+        chosen = self._session.options
+        keys = {"signing_key": chosen.signing_key, "encryption_key": chosen.encryption_key}
+        options = {name: key for name, key in keys.items() if key is not None} | options
         with type(self)._opener(destination, **options) as there:  # noqa: SLF001 - its own
             return self._copied_to(there)
 

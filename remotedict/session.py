@@ -8,16 +8,17 @@ import os
 import socket
 import threading
 import weakref
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from remotedict.engine.core import Engine, Tuning
 from remotedict.engine.runtime import default_runtime
 from remotedict.engine.stats import Meter
-from remotedict.errors import ClosedError
+from remotedict.errors import ClosedError, CredentialsError
 from remotedict.features.history import versions_kept
 from remotedict.features.locks import Locks
+from remotedict.pure.keyring import Keyring, Secret
 from remotedict.pure.naming import Layout, refuse_secret
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ _NUMBERS = (
     *("timeout", "max_staleness", "inline_bytes", "cache_bytes", "cache_dir_bytes"),
     "retention",
 )
+_KEYS = {
+    "signing_key": "REMOTEDICT_SIGNING_KEY",
+    "encryption_key": "REMOTEDICT_ENCRYPTION_KEY",
+}
+"""The options that hold secrets, and the variables of the environment that may have them."""
 
 
 class Place(Protocol):
@@ -66,6 +72,8 @@ class Options:
     history: str | int | None = None
     progress: bool | None = None
     pickle_credentials: bool = False
+    signing_key: Any = field(default=None, repr=False)
+    encryption_key: Any = field(default=None, repr=False)
 
     @classmethod
     def of(cls, given: dict[str, Any]) -> Options:
@@ -86,6 +94,8 @@ class Options:
         if self.cache_dir is not None:
             # Absolute, so that a later change of the working directory changes nothing.
             object.__setattr__(self, "cache_dir", absolute(self.cache_dir))
+        for name in _KEYS:
+            object.__setattr__(self, name, _secrets(getattr(self, name), name))
         for name in _NUMBERS:
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool):
@@ -107,12 +117,40 @@ class Options:
             self._cache_dir(),
             int(self.cache_dir_bytes),
             self.retention,
+            self._keyring(),
         )
+
+    def _keyring(self) -> Keyring | None:
+        keys = [[_found(secret) for secret in getattr(self, name)] for name in _KEYS]
+        return Keyring(*keys) if any(keys) else None
 
     def _cache_dir(self) -> str | None:
         """Return the path if it is one here: a pickle may come from another system."""
         path = self.cache_dir
         return str(path) if path is not None and Path(path).is_absolute() else None
+
+
+def _secrets(given: Any, name: str) -> tuple[Secret, ...]:
+    """Return the keys that are given, or those of the environment."""
+    if given is None:
+        given = [key for key in os.environ.get(_KEYS[name], "").split(",") if key]
+    if not isinstance(given, list | tuple):
+        given = [given]
+    return tuple(key if isinstance(key, Secret) else Secret(key, name) for key in given)
+
+
+def _found(secret: Secret) -> Secret:
+    """Return the key that was left behind by a pickle, found in the environment of this process."""
+    if not secret.left_behind:
+        return secret
+    for found in _secrets(None, secret.purpose):
+        if found.id == secret.id:
+            return found
+    msg = (
+        f"this handle was pickled without its {secret.purpose}; set {_KEYS[secret.purpose]} here, "
+        "or pass pickle_credentials=True where it is made"
+    )
+    raise CredentialsError(msg)
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
@@ -252,7 +290,18 @@ class Session:
         """Travel without the parts, and without secrets."""
         options = self.options
         place = self.place.portable(credentials=options.pickle_credentials)
-        return Session, (place, self.layout.folder, replace(options))
+        keys = {name: [one.packed() for one in getattr(options, name)] for name in _KEYS}
+        # The options themselves leave their keys behind.
+        travelling = keys if options.pickle_credentials else {}
+        return _session, (place, self.layout.folder, replace(options), travelling)
+
+
+def _session(place: Place, folder: str, options: Options, keys: dict[str, Any]) -> Session:
+    """Return a session that was pickled."""
+    secrets: dict[str, Any] = {
+        name: [Secret.unpacked(*key) for key in packed] for name, packed in keys.items()
+    }
+    return Session(place, folder, replace(options, **secrets))
 
 
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()

@@ -15,7 +15,7 @@ from copies import MIB, Wire, counted, opened
 from remotedict import MemoryDictionary, UnpicklableValueError
 from remotedict.engine import runtime
 from remotedict.engine.values import PACK_BYTES
-from remotedict.pure import codec, lz4
+from remotedict.pure import chunks, codec, lz4
 from remotedict.pure.pickling import pickled
 from remotedict.pure.pieces import Pieces
 
@@ -74,7 +74,7 @@ def test_a_byte_is_moved_once_on_its_way_down_to_where_it_stays(d, wire, kind, o
             assert moved == ((0, SIZE // 1000) if kind == "shrinks" else (SIZE // 1000, 0))
             assert moves.packed == 0
             # A chunk that came half in one piece and half in the next.
-            assert moves.joined <= (SIZE // BLOCK) * (MIB + codec.PREFIX_BYTES)
+            assert moves.joined <= (SIZE // BLOCK) * (MIB + chunks.PREFIX_BYTES)
             assert moves.peak <= SIZE + runtime._WORKERS * MIB + SLACK
             del read
 
@@ -90,10 +90,9 @@ def test_what_is_read_is_private_and_writable(d):
 
 def test_a_small_pickle_is_read_where_it_lies():
     blob = codec.encode({"a": "text" * 10}, **MINE).join()
-    read = codec.unpack(
+    _, [part], _ = codec.unpack(
         blob, len(blob), dictionary=MINE["dictionary"], generation=MINE["generation"], path="p"
     )
-    [part] = read.parts
     assert np.shares_memory(np.frombuffer(part, np.uint8), np.frombuffer(blob, np.uint8))
 
 
@@ -185,7 +184,7 @@ def test_samples_find_what_shrinks(share):
     """In a chunk of noise with zeros at its end."""
     zeros = int(share * MIB)
     chunk = NOISE[: MIB - zeros] + bytes(zeros)
-    stored = codec._pack(chunk, memoryview(bytearray(MIB)))
+    stored = chunks.pack(chunk, memoryview(bytearray(MIB)))
     assert stored == MIB if share < 0.1 else stored < MIB - zeros * 0.9
     tried = lz4.deflate_into(chunk, bytearray(MIB + MIB // 16))
     assert stored <= tried + MIB // 16

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from remotedict import LocalDictionary, LockLostError, SnapshotExpiredError
-from remotedict.pure import codec, columns, packing, plan, records, table
+from remotedict.pure import chunks, codec, columns, packing, plan, records, table
 from remotedict.pure.entry import Entry
 from remotedict.pure.naming import Layout
 from remotedict.pure.records import Change
@@ -324,8 +324,8 @@ def test_a_reader_written_from_the_page_alone_reads_what_is_written_today(where,
     [
         ("Frame header", records._HEADER),
         ("Value start", codec._START),
-        ("Chunk header", codec._CHUNK),
-        ("Value end", codec._END),
+        ("Chunk header", chunks.HEADER),
+        ("Value end", chunks._END),
     ],
 )
 def test_the_documented_layout_is_that_of_the_code(title, layout):
@@ -361,7 +361,7 @@ RECORDS = [
     records.LockEntry,
     records.TableRecord,
     records.Column,
-    codec.ValueHeader,
+    codec.About,
 ]
 
 
@@ -382,7 +382,7 @@ def test_the_documented_constants_are_those_of_the_code():
     assert documented == {
         "format version": str(records.FORMAT_VERSION),
         "magic of frames": records._MAGIC.decode(),
-        "magic of values": codec.MAGIC.decode(),
+        "magic of values": chunks.MAGIC.decode(),
         "kind of the index": str(records.INDEX),
         "kind of a segment": str(records.SEGMENT),
         "kind of a checkpoint": str(records.CHECKPOINT),

@@ -30,9 +30,22 @@ LAYERS = [
 ]
 FACE = ["azure", "local", "memory", "opening", "moving", "__init__"]
 ALLOWED_IN_PURE = {
-    *("__future__", "bisect", "collections", "copyreg", "dataclasses", "functools", "io"),
-    *("itertools", "operator", "pickle", "platform", "re", "struct", "sys", "types", "typing"),
-    *("cloudpickle", "cramjam", "lz4", "msgspec", "numpy", "xxhash", "remotedict"),
+    *("__future__", "bisect", "collections", "copyreg", "dataclasses", "functools"),
+    *(
+        "hashlib",
+        "hmac",
+        "io",
+        "itertools",
+        "operator",
+        "pickle",
+        "platform",
+        "re",
+        "struct",
+        "sys",
+        "types",
+        "typing",
+    ),
+    *("cloudpickle", "cramjam", "cryptography", "lz4", "msgspec", "numpy", "xxhash", "remotedict"),
 }
 
 

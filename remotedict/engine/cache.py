@@ -7,6 +7,8 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from remotedict.pure.pieces import Stored
 
 
@@ -30,22 +32,33 @@ class Cache:
 
     def get(self, generation: bytes) -> Stored | None:
         """Return the bytes of a generation, or None."""
-        with self._lock:
-            if generation in self._bytes:
-                self._bytes.move_to_end(generation)
-            return self._bytes.get(generation)
+        return self.get_all([generation])[0]
 
-    def add(self, generation: bytes, data: Stored, cleared: int | None = None) -> None:
-        """Keep the bytes of a generation, in place of those that were used longest ago.
+    def get_all(self, generations: Sequence[bytes]) -> list[Stored | None]:
+        """Return the bytes of each of several generations, or None."""
+        with self._lock:
+            found = [self._bytes.get(generation) for generation in generations]
+            for generation, data in zip(generations, found, strict=True):
+                if data is not None:
+                    self._bytes.move_to_end(generation)
+            return found
+
+    def add(self, generation: bytes, data: Stored) -> None:
+        """Keep the bytes of a generation, in place of those that were used longest ago."""
+        self.add_all([(generation, data)], self.cleared)
+
+    def add_all(self, pairs: Iterable[tuple[bytes, Stored]], cleared: int) -> None:
+        """Keep the bytes of several.
 
         Not if all was forgotten since it was `cleared` so often: they may be what it was about.
         """
-        if len(data) > self._limit // 2:
-            return
         with self._lock:
-            if generation not in self._bytes and cleared in (None, self.cleared):
-                self._bytes[generation] = data
-                self._size += len(data)
+            if cleared != self.cleared:
+                return
+            for generation, data in pairs:
+                if generation not in self._bytes and len(data) <= self._limit // 2:
+                    self._bytes[generation] = data
+                    self._size += len(data)
             while self._size > self._limit:
                 _, dropped = self._bytes.popitem(last=False)
                 self._size -= len(dropped)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from remotedict.engine.index import IndexBlob, Known
     from remotedict.engine.patient import Patient
     from remotedict.engine.runtime import Runtime
+    from remotedict.pure.keyring import Keyring
     from remotedict.pure.naming import Layout
     from remotedict.pure.plan import NewSegment
 
@@ -120,6 +121,7 @@ class Committer:
         self._commits = commits
         self._layout = layout
         self._runtime = runtime
+        self._keyring = index.reader.keyring
         self._on_commit = on_commit
         self._lock = threading.RLock()
         self._queue: list[Request | Swap] = []
@@ -170,8 +172,9 @@ class Committer:
                 msg = "the store kept refusing to make the index blob"
                 raise StoreUnavailableError(msg)
             genesis = plan.genesis(self._runtime.uuid(), self._runtime.uuid())
+            data = encode(genesis, (), self._keyring)
             try:
-                self._backend.raw.put(self._layout.index, encode(genesis), if_absent=True)
+                self._backend.raw.put(self._layout.index, data, if_absent=True)
             except (PreconditionFailed, TransientError) as exc:
                 # Somebody else was quicker, or an earlier attempt of mine may have got through.
                 log.debug("creating the index: %s", exc)
@@ -214,7 +217,7 @@ class Committer:
         try:
             while batch:
                 known = self.create() if turn.losses else self._newest()
-                round_ = _Round(known, batch, self._now(), self._runtime.uuid)
+                round_ = _Round(known, batch, self._now(), self._runtime.uuid, self._keyring)
                 if round_.idle:
                     if known.checked > round_.newest_ticket:
                         round_.conclude()
@@ -288,7 +291,7 @@ class Committer:
         """
         if round_.segment:
             self._backend.put(self._layout.path(round_.segment.ref.blob), round_.segment.blob)
-        base, data = round_.known, encode(round_.index)
+        base, data = round_.known, encode(round_.index, (), self._keyring)
         deadline = self._runtime.monotonic() + self._backend.timeout
         doubt: TransientError | None = None
         refused: PreconditionFailed | None = None
@@ -372,6 +375,7 @@ class _Round:
         batch: list[Request | Swap],
         now: int,
         uuid: Callable[[], bytes],
+        keyring: Keyring | None,
     ) -> None:
         assert known.index is not None  # noqa: S101 - for the type checker
         self.known = known
@@ -405,7 +409,7 @@ class _Round:
         self.segment: NewSegment | None = None
         settle = any(isinstance(request, Swap) and request.settle for request in batch)
         if self.commits or settle:
-            index, self.segment = plan.extend(index, self.commits, uuid, settle=settle)
+            index, self.segment = plan.extend(index, self.commits, uuid, keyring, settle=settle)
         self.idle = index is known.index
         self.index = replace(index, revision=known.index.revision + 1)
 

@@ -23,9 +23,8 @@ from remotedict.errors import (
     HistoryGapError,
     StoreUnavailableError,
 )
-from remotedict.pure import plan
-from remotedict.pure.ownership import dictionary_of
-from remotedict.pure.records import Commit, Index, Unlock, decode
+from remotedict.pure import codec, plan, records
+from remotedict.pure.records import Commit, Index, Unlock, decode, encode
 from remotedict.pure.references import References
 
 if TYPE_CHECKING:
@@ -119,6 +118,8 @@ class Copy:
         if index is None:
             msg = f"there is no dictionary {self._source.layout.folder!r} to be copied"
             raise DestinationError(msg)
+        keyring, path = self._source.keyring, self._target.layout.index
+        decode(encode(index, (), keyring), Index, path, self._target.keyring)  # can it be read?
         etag, old = self._destination(known, index)
         references = References(known.state, index, self._source.commits.log(index))
         there = {
@@ -138,7 +139,7 @@ class Copy:
         if missing:
             self._check_moved_on(known)
         new = self._copied(known, index, old)
-        etag = replace_index(self._target, new, etag, fresh=new.incarnation != _of(old))
+        etag = replace_index(self._target, new, etag, keyring, fresh=new.incarnation != _of(old))
         target = self._target.index
         target.accept(new, etag, *target.reader.load(new, {}))
         return CopyReport(
@@ -169,7 +170,7 @@ class Copy:
         got = current(self._target)
         if got is None:
             return None, None
-        old, _ = decode(got.data, Index, path)
+        old, _ = decode(got.data, Index, path, self._target.keyring)
         if old.seq == 0 and old.dictionary != index.dictionary:
             return got.etag, None  # it was opened, and nothing else
         if old.dictionary != index.dictionary:
@@ -204,16 +205,24 @@ class Copy:
         for reference in islice(there, _SAMPLE):
             path = self._target.layout.path(reference)
 
-            def read(offset: int, length: int, path: str = path) -> bytes:
-                got = self._target.backend.get(path, range=(offset, length))
-                assert got is not NOT_MODIFIED  # noqa: S101 - for the type checker
-                return bytes(got.data)
-
-            if there[reference] and dictionary_of(read) != index.dictionary:
+            if there[reference] and self._owner(reference, there[reference]) != index.dictionary:
                 raise self._refused(
                     f"has blobs of another dictionary, such as {path!r}, though no index: that may "
                     "be repaired. Copy to an empty place, or delete them first"
                 )
+
+    def _owner(self, reference: str, size: int) -> bytes | None:
+        """Return which dictionary a blob at the destination is of."""
+
+        def read(offset: int, length: int) -> bytes:
+            path = self._target.layout.path(reference)
+            got = self._target.backend.get(path, range=(offset, length))
+            assert got is not NOT_MODIFIED  # noqa: S101 - for the type checker
+            return bytes(got.data)
+
+        if reference[0] in "vp":
+            return codec.dictionary_of(read(0, codec.START_BYTES))
+        return records.dictionary_of(read, size, self._source.keyring)
 
     def _refused(self, why: str) -> DestinationError:
         return DestinationError(f"the destination, {self._target.layout.folder!r}, {why}")
@@ -227,8 +236,8 @@ class Copy:
         while batch := list(islice(listing, BATCH)):
             ours = [(self._source.layout.reference(info.name), info) for info in batch]
             named = [(reference, info) for reference, info in ours if reference]
-            sizes = references.sizes([reference for reference, _ in named])
-            wanted = [one for one, size in zip(named, sizes, strict=True) if size >= 0]
+            needed = references.needed([reference for reference, _ in named])
+            wanted = [one for one, need in zip(named, needed, strict=True) if need]
             new = [(ref, info) for ref, info in wanted if there.get(ref) != info.size]
             self._skipped += len(wanted) - len(new)
             self._progress(sum(info.size for _, info in wanted) - sum(i.size for _, i in new))
@@ -282,7 +291,7 @@ class Copy:
                 "copied",
                 list(unlocked),
             )
-            index, segment = plan.extend(index, [commit], runtime.uuid)
+            index, segment = plan.extend(index, [commit], runtime.uuid, self._source.keyring)
             if segment:
                 path = self._target.layout.path(segment.ref.blob)
                 self._target.backend.put(path, segment.blob)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from remotedict.backend import BlobNotFound
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from remotedict.engine.values import Progress
     from remotedict.pure.codec import Encoded, Unpacked
     from remotedict.pure.entry import Entry
+    from remotedict.pure.keyring import Keyring
     from remotedict.pure.naming import Layout
     from remotedict.pure.pieces import Stored
     from remotedict.pure.records import Commit, Set
@@ -64,6 +64,7 @@ class Tuning(NamedTuple):
     cache_dir: str | None
     cache_dir_bytes: int
     retention: float
+    keyring: Keyring | None = None
 
 
 class Engine:
@@ -75,6 +76,7 @@ class Engine:
         self.layout = layout
         self.tuning = tuning
         self.runtime = runtime
+        self.keyring = tuning.keyring
         self.backend = Patient(Counted(backend, meter), runtime, tuning.timeout)
         cache, disk = Cache(tuning.cache_bytes), None
         if tuning.cache_dir is not None:
@@ -88,8 +90,9 @@ class Engine:
             cache=cache,
             meter=meter,
             inline_bytes=tuning.inline_bytes,
+            keyring=tuning.keyring,
         )
-        reader = Reader(blobs, layout, runtime)
+        reader = Reader(blobs, layout, runtime, tuning.keyring)
         self.index = IndexBlob(self.backend, reader, layout, runtime, cache.add)
         self.commits = Commits(self.index, reader, runtime)
         self.committer = Committer(
@@ -277,9 +280,9 @@ class Engine:
             raise SnapshotExpiredError(key) from None
         return codec.load(unpacked, key)
 
-    def stream(self, keys: Iterator[str], known: Known) -> Iterator[tuple[str, Any]]:
+    def stream(self, items: Iterator[tuple[str, Entry]], known: Known) -> Iterator[tuple[str, Any]]:
         """Yield keys with their values as of `known`, fetched ahead within a window."""
-        windows = _windows(keys, known.state)
+        windows = _windows(items)
         ahead = self._begin(windows)
         while ahead:
             (window, future), ahead = ahead, self._begin(windows)
@@ -288,8 +291,8 @@ class Engine:
                 raw = self.runtime.call(future.result)
             except _Gone as gone:
                 raise SnapshotExpiredError(gone.key) from None
-            for key, entry in window:
-                yield key, self._decoded(key, entry, raw.pop(key), known)
+            assert known.index is not None  # noqa: S101 - it has entries
+            yield from self.values.decode_all(window, raw, known.index.dictionary)
 
     def _begin(
         self, windows: Iterator[list[tuple[str, Entry]]]
@@ -514,20 +517,17 @@ def entries(state: State, keys: Sequence[str]) -> list[tuple[str, Entry]]:
     return cast("list[tuple[str, Entry]]", found)
 
 
-def _windows(keys: Iterator[str], state: State) -> Iterator[list[tuple[str, Entry]]]:
+def _windows(items: Iterator[tuple[str, Entry]]) -> Iterator[list[tuple[str, Entry]]]:
     """Yield keys with their entries: few at first, so that the first value is there soon."""
     window: list[tuple[str, Entry]] = []
     size, requests, count = 0, 0, min(_WINDOW_REQUESTS, _WINDOW_ITEMS)
-    while block := list(islice(keys, count)):
-        for key, entry in entries(state, block):
-            own = type(entry.place) is int
-            full = size + entry.stored > _WINDOW_BYTES or requests + own > _WINDOW_REQUESTS
-            if window and full:
-                yield window
-                window, size, requests = [], 0, 0
-            window.append((key, entry))
-            size += entry.stored
-            requests += own
+    for item in items:
+        stored, own = item[1].stored, type(item[1].place) is int
+        size, requests = size + stored, requests + own
+        if window and (size > _WINDOW_BYTES or requests > _WINDOW_REQUESTS or len(window) == count):
+            yield window
+            window, size, requests = [], stored, own
+            count = min(2 * count, _WINDOW_ITEMS)
+        window.append(item)
+    if window:
         yield window
-        window, size, requests = [], 0, 0
-        count = min(2 * count, _WINDOW_ITEMS)

@@ -6,8 +6,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from remotedict.backend import NOT_MODIFIED, BlobNotFound
-from remotedict.pure import naming
-from remotedict.pure.ownership import dictionary_of
+from remotedict.pure import codec, naming, records
 from remotedict.pure.references import References
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from remotedict.engine.patient import Patient
     from remotedict.engine.runtime import Runtime
     from remotedict.pure.entry import Entry
+    from remotedict.pure.keyring import Keyring
     from remotedict.pure.naming import Layout
     from remotedict.pure.records import SegmentRef
 
@@ -70,6 +70,8 @@ class Garbage:
         The state.
     log : sequence of SegmentRef
         The segments that its log names.
+    keyring : Keyring, optional
+        What opens records.
     dropped : collection of str, optional
         What was listed, and was taken off the list by a commit before that state: if the state
         doesn't need it, it is garbage at once, for what isn't listed can't be named again.
@@ -82,6 +84,8 @@ class Garbage:
         runtime: Runtime,
         known: Known,
         log: Sequence[SegmentRef],
+        *,
+        keyring: Keyring | None,
         dropped: Collection[str] = (),
     ) -> None:
         assert known.index is not None  # noqa: S101 - for the type checker
@@ -89,6 +93,7 @@ class Garbage:
         self._layout = layout
         self._runtime = runtime
         self._dictionary = known.index.dictionary
+        self._keyring = keyring
         self._dropped = dropped
         self.horizon = known.index.horizon
         self.references = References(known.state, known.index, log)
@@ -116,7 +121,9 @@ class Garbage:
     def delete(self, blobs: Sequence[BlobInfo]) -> set[str]:
         """Delete blobs that are garbage, if they are `own`; return the names of those."""
         doomed = self.own(blobs)
-        with self._runtime.still_wanted():
+        with self._runtime.still_wanted():  # an interrupt ends it
+            pass
+        if doomed:
             self._backend.delete(sorted(doomed))
         return doomed
 
@@ -135,7 +142,11 @@ class Garbage:
             assert got is not NOT_MODIFIED  # noqa: S101 - for the type checker
             return bytes(got.data)
 
+        if not blob.size:
+            return False
         try:
-            return blob.size > 0 and dictionary_of(read) == self._dictionary
+            if (self._layout.reference(blob.name) or "")[:1] in ("v", "p"):
+                return codec.dictionary_of(read(0, codec.START_BYTES)) == self._dictionary
+            return records.dictionary_of(read, blob.size, self._keyring) == self._dictionary
         except BlobNotFound:  # somebody else has deleted it
             return True

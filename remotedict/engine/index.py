@@ -169,7 +169,7 @@ class IndexBlob:
                 continue
             if got is NOT_MODIFIED:
                 return self._confirm(number)
-            index, _data = decode(got.data, Index, path)
+            index, _data = decode(got.data, Index, path, self.reader.keyring)
             if base and base.index:
                 self._check_identity(base, base.index, index)
             self.reader.blobs.turn_to(index)

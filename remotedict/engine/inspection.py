@@ -38,6 +38,7 @@ class Inspection:
         self._backend = engine.backend
         self._layout = engine.layout
         self._runtime = engine.runtime
+        self._keyring = engine.keyring
         self._dictionary = dictionary
         self._deep = deep
         self._sizes = {
@@ -97,17 +98,17 @@ class Inspection:
         path = self._layout.index
         try:
             if isinstance(entry.place, bytes):
-                header, length = finding.measure(entry.place, path)
+                header, length = finding.measure([entry.place], path, self._keyring)
             else:
                 where = entry.range(key)
                 path = self._layout.path(where.blob)
                 arriving = stream(self._backend, self._runtime, path, where.offset, where.length, 4)
-                header, length = finding.measure(arriving, path)
+                header, length = finding.measure(arriving, path, self._keyring)
         except BlobNotFound:
             return f"blob {path!r} is gone"
         except (CorruptBlobError, FormatVersionError) as exc:
             return str(exc)
         ours = (header.dictionary, header.generation) == (self._dictionary, entry.generation)
         if not ours or length != entry.stored:
-            return f"blob {path!r} has another value in its place, of key {header.key!r}"
+            return f"blob {path!r} has another value in its place, of key {header.about.key!r}"
         return ""

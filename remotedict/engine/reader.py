@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from remotedict.engine.blobs import Blobs
     from remotedict.engine.patient import Patient
     from remotedict.engine.runtime import Runtime
+    from remotedict.pure.keyring import Keyring
     from remotedict.pure.naming import Layout
 
     _Sealed = TypeVar("_Sealed", Segment, Checkpoint, Log)
@@ -42,8 +43,11 @@ if TYPE_CHECKING:
 class Reader:
     """Reads what an index names. Thread-safe; it has no state of its own."""
 
-    def __init__(self, blobs: Blobs, layout: Layout, runtime: Runtime) -> None:
+    def __init__(
+        self, blobs: Blobs, layout: Layout, runtime: Runtime, keyring: Keyring | None = None
+    ) -> None:
         self.blobs = blobs
+        self.keyring = keyring
         self._layout = layout
         self._runtime = runtime
 
@@ -151,7 +155,7 @@ class Reader:
         """
         path = self._layout.path(ref.blob)
         with self.blobs.trusted(path):
-            record, data = decode(self.blobs.read(path, 0, ref.size), cls, path)
+            record, data = decode(self.blobs.read(path, 0, ref.size), cls, path, self.keyring)
             if record.dictionary != index.dictionary:
                 raise CorruptBlobError(path, "it belongs to another dictionary")
         return path, record, data

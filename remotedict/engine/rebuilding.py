@@ -26,6 +26,7 @@ from remotedict.pure.records import (
     encode,
     glean,
 )
+from remotedict.pure.references import generations
 from remotedict.pure.state import State
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class Rebuilding:
         self._reader = reader
         self._layout = engine.layout
         self._uuid = engine.runtime.uuid
+        self._keyring = engine.keyring
         self._survey = remains.survey
         self._damaged = remains.damaged
         self._old = remains.index
@@ -163,7 +165,7 @@ class Rebuilding:
         for step in steps:
             if isinstance(step, Gap):
                 self._fill(step, state.head)
-                state, broken = state.resumed(step.last, step.head), True
+                state, broken = _resumed(state, step), True
                 continue
             for commit in self._commits(step):
                 state = state.apply(_fitting(commit, state) if broken else commit)
@@ -191,7 +193,7 @@ class Rebuilding:
         if not commits:
             return []
         previous = self._log[-1].blob if self._log else ""
-        segment = plan.seal(self._index, commits, base, previous, self._uuid())
+        segment = plan.seal(self._index, commits, base, previous, self._uuid(), self._keyring)
         self._put(segment.ref.blob, segment.blob)
         self._log.append(segment.ref)
         return segment.commits
@@ -243,7 +245,7 @@ class Rebuilding:
             return reference not in used and fits(born, last, info.time)
 
         found = [*self._survey.values(wanted), *self._inline()]
-        listed = state.generations({one.header.generation for one in found})
+        listed = generations(state, {one.header.generation for one in found})
         best: dict[str, Found] = {}
         spare: set[bytes] = set()
         hints = self._survey.hints
@@ -251,7 +253,7 @@ class Rebuilding:
             found,
             key=lambda one: (hints.get(one.header.generation, one.born + 1), one.time, one.offset),
         ):
-            key, generation = one.header.key, one.header.generation
+            key, generation = one.header.about.key, one.header.generation
             if generation in listed:
                 continue
             spare.add(generation)
@@ -280,7 +282,7 @@ class Rebuilding:
         """Yield the values that are whole in the bytes of a damaged index: of its newest commits."""
         data, last = self._damaged, self._index.seq
         self._survey.hint(getattr(glean(data, Index), "tail", ()))
-        for at, length, header in finding.values(data, self._layout.index):
+        for at, length, header in finding.values(data, self._layout.index, self._keyring):
             if header.dictionary == self._survey.dictionary:
                 place = bytes(data[at : at + length])
                 yield Found(last, last, 0.0, "", at, place, header)
@@ -319,12 +321,12 @@ class Rebuilding:
         record, data = state.checkpoint(
             index.dictionary, index.incarnation, "", index.horizon, self._engine.runtime.map
         )
-        blob = encode(record, data)
+        blob = encode(record, data, self._keyring)
         checkpoint = CheckpointRef(self._fresh("c"), state.seq, len(blob))
         self._put(checkpoint.blob, blob)
         log_ref = None
         if self._log:
-            blob = encode(Log(index.dictionary, index.incarnation, self._log))
+            blob = encode(Log(index.dictionary, index.incarnation, self._log), (), self._keyring)
             log_ref = LogRef(self._fresh("l"), self._log[0].first, state.seq, len(blob))
             self._put(log_ref.blob, blob)
         return replace(index, base=state.head, checkpoint=checkpoint, log=log_ref)
@@ -338,6 +340,13 @@ class Rebuilding:
 
     def _now(self) -> int:
         return int(self._engine.runtime.time() * 1e6)
+
+
+def _resumed(state: State, gap: Gap) -> State:
+    """Return the same state as of the end of a gap; how it was before nobody can tell any more."""
+    record, data = state.checkpoint(bytes(16), bytes(16), "", 0)
+    record = replace(record, seq=gap.last, recent=[gap.head], floor=gap.last)
+    return State.from_checkpoint(record, memoryview(b"".join(data)), "")
 
 
 def _ref(link: Link) -> SegmentRef:

@@ -17,10 +17,12 @@ from remotedict.engine.runtime import log
 from remotedict.engine.survey import Survey
 from remotedict.errors import (
     CorruptBlobError,
+    DecryptionError,
     DictionaryChangedError,
+    SignatureError,
     StoreUnavailableError,
 )
-from remotedict.pure import naming
+from remotedict.pure import finding, naming
 from remotedict.pure.records import Index, decode
 
 if TYPE_CHECKING:
@@ -168,7 +170,7 @@ class Repair:
         self._dry_run = dry_run
         # What counts is what the store has, and not a cache.
         blobs = Blobs(engine.backend, engine.runtime, Cache(0))
-        self._reader = Reader(blobs, engine.layout, engine.runtime)
+        self._reader = Reader(blobs, engine.layout, engine.runtime, engine.keyring)
 
     def run(self) -> tuple[RepairReport, Index | None, State | None]:
         """Do it; return what there is to report, and the dictionary as it is then.
@@ -207,7 +209,14 @@ class Repair:
             known_index = None
         owner = index or known_index
         survey = Survey(self._engine, owner.dictionary if owner else None, self._progress)
-        if got is None and not survey.dictionary:
+        if got and not survey.dictionary:  # all that there was may have been in the index
+            path, keyring = self._layout.index, self._engine.keyring
+            inline = finding.values(got.data, path, keyring)
+            survey.dictionary = next((header.dictionary for _, _, header in inline), b"")
+        if got and not survey.dictionary:
+            reason = f"{problem}; and nothing is left that a new one could be made of"
+            raise CorruptBlobError(self._layout.index, reason)
+        if not survey.dictionary:
             return RepairReport(dry_run=self._dry_run, damaged=survey.damaged), None, None
         remains = Remains(
             survey,
@@ -249,7 +258,9 @@ class Repair:
         if got is None:
             return None, f"blob {path!r} is gone"
         try:
-            return decode(got.data, Index, path)[0], ""
+            return decode(got.data, Index, path, self._engine.keyring)[0], ""
+        except (SignatureError, DecryptionError):
+            raise  # it is whole, and the keys are others
         except CorruptBlobError as exc:
             return None, str(exc)
 
@@ -274,6 +285,7 @@ class Repair:
             return kept
         if got:
             self._backend.put(kept, got.data)
-        etag = replace_index(self._engine, index, got.etag if got else None, fresh=True)
+        old = got.etag if got else None
+        etag = replace_index(self._engine, index, old, self._engine.keyring, fresh=True)
         self._engine.index.accept(index, etag, rebuilt.state, rebuilt.state)
         return kept

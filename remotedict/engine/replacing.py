@@ -12,6 +12,7 @@ from remotedict.pure.records import Index, decode, encode
 if TYPE_CHECKING:
     from remotedict.backend import Got
     from remotedict.engine.core import Engine
+    from remotedict.pure.keyring import Keyring
 
 
 def current(engine: Engine) -> Got | None:
@@ -24,7 +25,9 @@ def current(engine: Engine) -> Got | None:
     return got
 
 
-def replace_index(engine: Engine, index: Index, old: str | None, *, fresh: bool) -> str:
+def replace_index(
+    engine: Engine, index: Index, old: str | None, keyring: Keyring | None, *, fresh: bool
+) -> str:
     """Put `index` where the one of the etag `old` is, or none; return its etag.
 
     Parameters
@@ -35,6 +38,8 @@ def replace_index(engine: Engine, index: Index, old: str | None, *, fresh: bool)
         What.
     old : str or None
         What it replaces.
+    keyring : Keyring or None
+        What it is signed and encrypted by.
     fresh : bool
         Whether nobody else can have written an index of its incarnation but on top of it: if that
         is there after a lost reply, it was mine. The etag is empty then: others may have gone on.
@@ -44,7 +49,7 @@ def replace_index(engine: Engine, index: Index, old: str | None, *, fresh: bool)
     PreconditionFailed
         There is something else by now, or, unless it is `fresh`, this very index may be.
     """
-    runtime, path, data = engine.runtime, engine.layout.index, encode(index)
+    runtime, path, data = engine.runtime, engine.layout.index, encode(index, (), keyring)
     deadline, pause = runtime.monotonic() + engine.backend.timeout, FIRST_PAUSE
     failure: Exception
     while True:
@@ -54,7 +59,7 @@ def replace_index(engine: Engine, index: Index, old: str | None, *, fresh: bool)
             failure = exc
         # Whatever the answer was, an earlier attempt of mine may have been applied.
         now = current(engine)
-        if now and fresh and _incarnation(now, path) == index.incarnation:
+        if now and fresh and _incarnation(now, path, keyring) == index.incarnation:
             return ""
         if (now.etag if now else None) != old:
             raise PreconditionFailed(path)
@@ -65,8 +70,8 @@ def replace_index(engine: Engine, index: Index, old: str | None, *, fresh: bool)
         pause = min(pause * 2, 2.0)
 
 
-def _incarnation(got: Got, path: str) -> bytes:
+def _incarnation(got: Got, path: str, keyring: Keyring | None) -> bytes:
     try:
-        return decode(got.data, Index, path)[0].incarnation
+        return decode(got.data, Index, path, keyring)[0].incarnation
     except CorruptBlobError:
         return b""

@@ -13,7 +13,8 @@ from remotedict.engine.reader import read_range
 from remotedict.engine.runtime import log
 from remotedict.engine.values import PACK_BYTES
 from remotedict.errors import HistoryGapError, StoreUnavailableError
-from remotedict.pure import naming, plan
+from remotedict.pure import naming, plan, references
+from remotedict.pure.keyring import ENCRYPTED
 from remotedict.pure.records import (
     CheckpointRef,
     Commit,
@@ -58,9 +59,11 @@ class Rewrite:
         self._backend = engine.backend
         self._layout = engine.layout
         self._uuid = engine.runtime.uuid
+        self._keyring = engine.keyring
         self._key = key
         self._forgotten = forgotten  # the commit that did it
         self._places = set(places)  # where its values were: perhaps under the name of another key
+        self._encrypted = self._keyring and self._keyring.flags & ENCRYPTED
         self._mark = msgspec.msgpack.encode(key)  # what all records and values name it by
 
     def run(self, progress: Progress) -> None:
@@ -108,7 +111,8 @@ class Rewrite:
                 data = read_range(self._backend, self._engine.runtime, path, 0, size)
             except BlobNotFound:  # somebody else forgets something
                 return False
-            return self._mark in bytes(data)
+            # What is encrypted shows nothing: then all of them are laid out anew.
+            return bool(self._encrypted) or self._mark in bytes(data)
 
         shared = {
             f"{kind}:{_name(blob)}": blob.size
@@ -161,20 +165,20 @@ class Rewrite:
         if index.tail:
             commits = self._clean(index.tail, {})
             last = plan.last_blob(index)
-            segment = plan.seal(index, commits, index.base, last, self._uuid())
+            segment = plan.seal(index, commits, index.base, last, self._uuid(), self._keyring)
             self._backend.put(self._layout.path(segment.ref.blob), segment.blob)
             sealed, settled = [segment.ref], state.settled(segment.commits)
-        places = self._packed(settled.ranges(tainted), index)
+        places = self._packed(references.ranges(settled, tainted), index)
         record, data = settled.moved(places).checkpoint(
             index.dictionary, index.incarnation, "", index.seq
         )
-        blob = encode(record, data)
+        blob = encode(record, data, self._keyring)
         checkpoint = CheckpointRef(self._fresh("c", index), index.seq, len(blob))
         self._backend.put(self._layout.path(checkpoint.blob), blob)
 
         old = [*self._engine.commits.log(index), *index.segments]
         segments = [self._rewritten(ref, index, tainted, places) for ref in old] + sealed
-        blob = encode(Log(index.dictionary, index.incarnation, segments))
+        blob = encode(Log(index.dictionary, index.incarnation, segments), (), self._keyring)
         log_ref = LogRef(self._fresh("l", index), segments[0].first, index.seq, len(blob))
         self._backend.put(self._layout.path(log_ref.blob), blob)
         return replace(
@@ -216,7 +220,8 @@ class Rewrite:
             return ref
         segment = self._engine.index.reader.segment(ref, index)
         commits = self._clean(segment.commits, places)
-        new = plan.seal(index, commits, segment.base, segment.previous, self._uuid())
+        base, previous = segment.base, segment.previous
+        new = plan.seal(index, commits, base, previous, self._uuid(), self._keyring)
         self._backend.put(self._layout.path(new.ref.blob), new.blob)
         return new.ref
 
@@ -226,7 +231,12 @@ class Rewrite:
     def _swapped(
         self, now: Index, old: Index, new: Index, tainted: Collection[str]
     ) -> Index | None:
-        """Return the new layout with the commits made since; None if it is no longer of `now`."""
+        """Return the new layout with the commits made since; None if it is no longer of `now`.
+
+        Nor if vacuum may have taken for garbage what was written for it.
+        """
+        if old.seq < now.horizon:
+            return None
         kept = len(old.tail)
         later = now.tail[kept:]
         same = (now.checkpoint, now.log, now.segments, now.tail[:kept]) == (
@@ -243,7 +253,7 @@ class Rewrite:
             for change in commit.changes
         ):
             return None
-        return replace(new, seq=now.seq, history=now.history, tail=later)
+        return replace(new, seq=now.seq, horizon_seq=now.seq, history=now.history, tail=later)
 
     # -- the end of the old one -------------------------------------------------------------
 
@@ -259,7 +269,7 @@ class Rewrite:
         }
         # A blob of its own is named by its generation. Copies share the bytes, and keep them.
         state = self._engine.index.since(self._engine.index.ticket()).state
-        used = state.generations({_generation(path) for path in own})
+        used = references.generations(state, {_generation(path) for path in own})
         doomed += [path for path in own if _generation(path) not in used]
         self._backend.delete(doomed)
 

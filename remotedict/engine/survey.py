@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from remotedict.backend import PIECE_BYTES, BlobNotFound
 from remotedict.engine.reader import read_range, stream
-from remotedict.errors import CorruptBlobError, FormatVersionError
+from remotedict.errors import (
+    CorruptBlobError,
+    DecryptionError,
+    FormatVersionError,
+    SignatureError,
+)
 from remotedict.pure import codec, finding, naming
 from remotedict.pure.chain import Base, Link
 from remotedict.pure.records import (
@@ -23,7 +28,6 @@ from remotedict.pure.records import (
     glean,
 )
 from remotedict.pure.state import State
-from remotedict.pure.stream import HEAD_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -94,6 +98,8 @@ class Survey:
         self._backend = engine.backend
         self._layout = engine.layout
         self._runtime = engine.runtime
+        self._keyring = engine.keyring
+        self._untrusted: CorruptBlobError | None = None
         self._progress = progress
         self.damaged: dict[str, str] = {}
         self.foreign = 0
@@ -107,6 +113,8 @@ class Survey:
         segments = list(self._several(self._link, self._of("s")))
         owners = Counter(owner for owner, _, _ in segments)
         self.dictionary = dictionary or self._owner(owners)
+        if self._untrusted and not dictionary and not owners:
+            raise self._untrusted  # with another key nothing is to be trusted, and all is lost
         self.foreign += sum(n for owner, n in owners.items() if owner != self.dictionary)
         mine = [(link, horizon) for owner, link, horizon in segments if owner == self.dictionary]
         self.links = [link for link, _ in mine]
@@ -162,13 +170,15 @@ class Survey:
         info = self.blobs[reference]
         try:
             data = read_range(self._backend, self._runtime, info.name, 0, info.size)
-            record, area = decode(data, cls, info.name)
+            record, area = decode(data, cls, info.name, self._keyring)
             if isinstance(record, Segment):
                 _check_commits(record, info.name)
         except BlobNotFound:  # deleted since
             return None
         except CorruptBlobError as exc:
             self.damaged[info.name] = exc.reason
+            if isinstance(exc, SignatureError | DecryptionError):
+                self._untrusted = exc
             return None
         return record, area
 
@@ -188,9 +198,9 @@ class Survey:
         """Return whose a value says that it is."""
         info = self.blobs[reference]
         try:
-            head = stream(self._backend, self._runtime, info.name, 0, min(info.size, HEAD_BYTES))
-            return codec.introduction(memoryview(b"".join(head)), info.name)[0].dictionary
-        except (BlobNotFound, CorruptBlobError, FormatVersionError):
+            head = stream(self._backend, self._runtime, info.name, 0, codec.START_BYTES)
+            return codec.dictionary_of(b"".join(head)) or b""
+        except BlobNotFound:
             return b""
 
     # -- values -----------------------------------------------------------------------------
@@ -220,7 +230,7 @@ class Survey:
             self.hint(getattr(glean(data, Segment), "commits", ()))
         return [
             Found(born, last, info.time, reference, at, Range(reference, at, length), head)
-            for at, length, head in finding.values(data, info.name)
+            for at, length, head in finding.values(data, info.name, self._keyring)
             if self._is_mine(head)
         ]
 
@@ -241,7 +251,7 @@ class Survey:
         self._progress(1)
         try:
             arriving = stream(self._backend, self._runtime, info.name, 0, info.size, 4)
-            header, length = finding.measure(arriving, info.name)
+            header, length = finding.measure(arriving, info.name, self._keyring)
         except BlobNotFound:
             return []
         except (CorruptBlobError, FormatVersionError) as exc:
@@ -250,10 +260,13 @@ class Survey:
         if not self._is_mine(header):
             return []
         if (
-            reference != f"v:{naming.escape(header.key)}/{naming.unique(born, header.generation)}"
+            reference
+            != f"v:{naming.escape(header.about.key)}/{naming.unique(born, header.generation)}"
             or length != info.size
         ):
-            self.damaged[info.name] = f"it has a value of key {header.key!r} under another name"
+            self.damaged[info.name] = (
+                f"it has a value of key {header.about.key!r} under another name"
+            )
             return []
         return [Found(born, -1, info.time, reference, 0, length, header)]
 

@@ -114,7 +114,8 @@ class Upkeep:
         if not refs:
             return False
         segments = [self._reader.segment(ref, known.index) for ref in refs]
-        merged = plan.merge(known.index, refs, segments, self._runtime.uuid())
+        keyring = self._reader.keyring
+        merged = plan.merge(known.index, refs, segments, self._runtime.uuid(), keyring)
         path = self._layout.path(merged.ref.blob)
         self._backend.put(path, merged.blob)
         done = bool(self._swap(lambda index: plan.swap_merged(index, refs, merged.ref)))
@@ -131,7 +132,7 @@ class Upkeep:
             index.horizon,
             self._runtime.map,
         )
-        blob = encode(record, data)
+        blob = encode(record, data, self._reader.keyring)
         checkpoint = CheckpointRef(self._name("c", index), state.seq, len(blob))
         path = self._layout.path(checkpoint.blob)
         self._backend.put(path, blob)
@@ -153,7 +154,7 @@ class Upkeep:
         """Write where the commits are that the checkpoint covers; the newest segment stays."""
         if index.history is not None:
             segments = [ref for ref in segments[:-1] if ref.last > old] + segments[-1:]
-        blob = encode(Log(index.dictionary, index.incarnation, segments))
+        blob = encode(Log(index.dictionary, index.incarnation, segments), (), self._reader.keyring)
         first, last = segments[0].first, segments[-1].last
         ref = LogRef(self._name("l", index), first, last, len(blob))
         self._backend.put(self._layout.path(ref.blob), blob)
@@ -162,7 +163,7 @@ class Upkeep:
     def _ages(self, newest: str) -> _Ages:
         """Return which commits are old by the store's times; now is when it took `newest`."""
         try:
-            now = max(blob.time for blob in self._backend.list(newest))
+            now = max((blob.time for blob in self._backend.list(newest)), default=0.0)
             segments = self._backend.list(self._layout.path("s:"))
             return _Ages(*seqs_of_age(segments, self._layout, now, LOG_SECONDS, self._retention))
         except AccessDeniedError as exc:  # then all is kept, until somebody else comes who may
@@ -217,7 +218,15 @@ class Upkeep:
         if stands is None or stands.index is None:
             return
         log = self._commits.log(stands.index)
-        garbage = Garbage(self._backend, self._layout, self._runtime, stands, log, dropped)
+        garbage = Garbage(
+            self._backend,
+            self._layout,
+            self._runtime,
+            stands,
+            log,
+            keyring=self._reader.keyring,
+            dropped=dropped,
+        )
         for blobs in self._some(stands, dropped):
             for batch in garbage.judged(islice(blobs, STEP)):
                 garbage.delete([judged.blob for judged in batch if judged.garbage])

@@ -146,13 +146,22 @@ class Vacuum:
                     return self._garbage(stands, dropped)
             except BlobNotFound as exc:  # the log: somebody else has written a new one
                 log.debug("the horizon is committed again: %s", exc)
-        msg = f"others changed the index {_ATTEMPTS} times in a row; nothing was deleted"
+        msg = f"other writers were quicker {_ATTEMPTS} times in a row; nothing was deleted"
         raise StoreUnavailableError(msg)
 
     def _garbage(self, known: Known, dropped: Collection[str]) -> Garbage:
         assert known.index is not None  # noqa: S101 - for the type checker
         named = self._engine.commits.log(known.index)
-        return Garbage(self._backend, self._layout, self._engine.runtime, known, named, dropped)
+        engine = self._engine
+        return Garbage(
+            self._backend,
+            self._layout,
+            engine.runtime,
+            known,
+            named,
+            keyring=engine.keyring,
+            dropped=dropped,
+        )
 
     def _foreseen(self, known: Known, index: Index) -> Garbage:
         """Return the same, as it would be. This decides nothing: this machine's clock will do."""
@@ -178,13 +187,11 @@ class Vacuum:
             yield from self._backend.list(self._layout.path(kind))
 
     def _swept(self, garbage: Garbage, progress: Progress) -> VacuumReport:
-        runtime = self._engine.runtime
         deleted: defaultdict[str, Tally] = defaultdict(Tally)
         kept: defaultdict[str, Tally] = defaultdict(Tally)
         strangers = Tally()
         for batch in garbage.judged(self._listing()):
-            with runtime.still_wanted():  # an interrupt ends it
-                doomed = [judged.blob for judged in batch if judged.garbage]
+            doomed = [judged.blob for judged in batch if judged.garbage]
             gone = garbage.own(doomed) if self._dry_run else garbage.delete(doomed)
             for blob, reference, is_garbage in batch:
                 if reference is None or (is_garbage and blob.name not in gone):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from remotedict.backend import PIECE_BYTES
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
     from remotedict.engine.stats import Meter
     from remotedict.pure.codec import Encoded, Unpacked
     from remotedict.pure.entry import Entry
+    from remotedict.pure.keyring import Keyring
     from remotedict.pure.naming import Layout
     from remotedict.pure.pieces import Stored
 
     Progress = Callable[[int], None]
+    _Wanted = tuple[str, int, int, str, Entry]  # blob, offset, length; whose
 
 INLINE_TOTAL_BYTES = 256 * 1024
 """A commit carries no more than this inline: it may have to be sent several times."""
@@ -52,6 +55,7 @@ class Values:
         cache: Cache,
         meter: Meter,
         inline_bytes: int,
+        keyring: Keyring | None = None,
     ) -> None:
         self._backend = backend
         self._layout = layout
@@ -59,6 +63,9 @@ class Values:
         self._blobs = blobs
         self._meter = meter
         self._inline_bytes = inline_bytes
+        self._keyring = keyring
+        # It knows no signatures: nothing that must have one may go that way.
+        self._intact = codec.intact if keyring is None else lambda *_: None
         self.cache = cache
 
     def _at_once(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
@@ -78,6 +85,7 @@ class Values:
             dictionary=dictionary,
             generation=generation,
             run=self._runtime.work,
+            keyring=self._keyring,
         )
         return generation, encoded
 
@@ -199,7 +207,7 @@ class Values:
         if data is not None:
             self._meter.add(memory_hits=not isinstance(entry.place, bytes))
             return data
-        return self._load(entry.range(key), [(key, entry)], use)[0]
+        return self._load([_wanted(key, entry)], use)[0]
 
     def read(self, key: str, entry: Entry, dictionary: bytes) -> Unpacked:
         """Return a value, unpacked; a large one is unpacked while it arrives. See `fetch`."""
@@ -217,79 +225,88 @@ class Values:
     ) -> dict[str, Stored]:
         """Return the bytes of many values by key; neighbours in one blob are read as one."""
         found: dict[str, Stored] = {}
-        wanted: list[tuple[Range, str, Entry]] = []
+        wanted: list[_Wanted] = []
         hits = 0
-        for key, entry in items:
-            data = self.at_hand(entry)
-            if data is not None:
+        kept = self.cache.get_all([entry.generation for _, entry in items])
+        for (key, entry), data in zip(items, kept, strict=True):
+            place = entry.place
+            if type(place) is Range and data is None:
+                wanted.append((place.blob, place.offset, place.length, key, entry))
+            elif type(place) is bytes:
+                found[key] = place
+            elif data is not None:
                 found[key] = data
-                hits += not isinstance(entry.place, bytes)
+                hits += 1
             else:
-                wanted.append((entry.range(key), key, entry))
+                wanted.append(_wanted(key, entry))
         self._meter.add(memory_hits=hits)
         progress(len(found))
-        wanted.sort(key=lambda item: (item[0].blob, item[0].offset))
-        spans: list[list[tuple[Range, str, Entry]]] = []
-        for item in wanted:
-            if spans and _adjacent(spans[-1], item[0]):
-                spans[-1].append(item)
-            else:
-                spans.append([item])
 
-        def one(span: list[tuple[Range, str, Entry]]) -> dict[str, Stored]:
-            first, end = span[0][0], max(where.offset + where.length for where, _, _ in span)
-            whole = Range(first.blob, first.offset, end - first.offset)
-            read = self._load(whole, [(key, entry) for _, key, entry in span])
-            return {key: data for (_, key, _), data in zip(span, read, strict=True)}
+        def one(span: list[_Wanted]) -> dict[str, Stored]:
+            read = self._load(span)
+            return {key: data for (_, _, _, key, _), data in zip(span, read, strict=True)}
 
-        small = [span for span in spans if span[0][0].length <= PIECE_BYTES]
-        large = [span for span in spans if span[0][0].length > PIECE_BYTES]
+        spans = _spans(wanted)
+        small = [span for span in spans if span[0][2] <= PIECE_BYTES]
+        large = [span for span in spans if span[0][2] > PIECE_BYTES]
         for done in chain(self._runtime.map(one, small), map(one, large)):
             found |= done
             progress(len(done))
         return found
 
     def _load(
-        self,
-        whole: Range,
-        items: Sequence[tuple[str, Entry]],
-        use: Callable[[Iterator[Buffer]], object] = take_all,
+        self, span: list[_Wanted], use: Callable[[Iterator[Buffer]], object] = take_all
     ) -> list[Stored]:
-        """Return the bytes of values in a range of a blob; who wants it meanwhile shares it."""
-        path, source = self._layout.path(whole.blob), "memory_hits"
+        """Return the bytes of neighbours in a blob; who wants them meanwhile shares them."""
+        blob, start = span[0][:2]
+        length = max(offset + size for _, offset, size, _, _ in span) - start
+        path, source = self._layout.path(blob), "memory_hits"
         parts: list[Stored] = []
 
         def cut(data: Stored) -> list[Stored]:
-            if len(items) == 1:
+            if len(span) == 1:
                 return [data]
-            places = [entry.range(key) for key, entry in items]
-            return [
-                bytes(data[at : at + place.length])
-                for place in places
-                for at in [place.offset - whole.offset]
-            ]
+            return [bytes(data[at - start : at - start + size]) for _, at, size, _, _ in span]
 
         def load() -> Stored:
             nonlocal source, parts
-            if len(items) == 1 and (kept := self.cache.get(items[0][1].generation)) is not None:
+            if len(span) == 1 and (kept := self.cache.get(span[0][4].generation)) is not None:
                 return kept  # by one who has just loaded it
             cleared = self.cache.cleared
-            data, on_disk = self._blobs.load(path, whole.offset, whole.length, use)
+            data, on_disk = self._blobs.load(path, start, length, use)
             source = "disk_hits" if on_disk else "misses"
             parts = cut(data)
-            for (_, entry), part in zip(items, parts, strict=True):
-                if not on_disk or isinstance(part, bytes):  # and not a file that is mapped
-                    self.cache.add(entry.generation, part, cleared)
+            self.cache.add_all(
+                (
+                    (entry.generation, part)
+                    for (_, _, _, _, entry), part in zip(span, parts, strict=True)
+                    if not on_disk or isinstance(part, bytes)  # and not a file that is mapped
+                ),
+                cleared,
+            )
             return data
 
-        data = self._blobs.flights.share(path, whole.offset, whole.length, load)
-        self._meter.add(**{source: len(items)})
+        data = self._blobs.flights.share(path, start, length, load)
+        self._meter.add(**{source: len(span)})
         return parts or cut(data)
 
     def decode(self, key: str, entry: Entry, data: Stored, dictionary: bytes) -> Any:
         """Return the object. Runs code that the value brings along."""
-        unpacked = type(data) is bytes and codec.intact(data, dictionary, entry.generation)
+        unpacked = type(data) is bytes and self._intact(data, dictionary, entry.generation)
         return codec.load(unpacked or self._unpack(key, entry, data, len(data), dictionary), key)
+
+    def decode_all(
+        self, items: Iterable[tuple[str, Entry]], found: dict[str, Stored], dictionary: bytes
+    ) -> Iterator[tuple[str, Any]]:
+        """Yield the objects, and take their bytes out of what was found."""
+        load, intact = codec.load, self._intact
+        for key, entry in items:
+            data = found.pop(key)
+            unpacked = type(data) is bytes and intact(data, dictionary, entry.generation)
+            yield (
+                key,
+                load(unpacked, key) if unpacked else self.decode(key, entry, data, dictionary),
+            )
 
     def _unpack(
         self,
@@ -310,16 +327,30 @@ class Values:
                     generation=entry.generation,
                     path=path,
                     run=self._at_once,
+                    keyring=self._keyring,
                 )
         except CorruptBlobError:
             self.cache.discard(entry.generation)
             raise
 
 
-def _adjacent(span: list[tuple[Range, str, Entry]], where: Range) -> bool:
-    first, last = span[0][0], span[-1][0]
-    return (
-        last.blob == where.blob
-        and where.offset - (last.offset + last.length) <= _GAP_BYTES
-        and where.offset + where.length - first.offset <= PIECE_BYTES
-    )
+def _wanted(key: str, entry: Entry) -> _Wanted:
+    where = entry.range(key)
+    return where.blob, where.offset, where.length, key, entry
+
+
+def _spans(wanted: list[_Wanted]) -> list[list[_Wanted]]:
+    """Return neighbours together: each list is read by one request."""
+    wanted.sort(key=itemgetter(0, 1))
+    spans: list[list[_Wanted]] = []
+    blob, start, end = "", 0, 0
+    for item in wanted:
+        at = item[1]
+        stop = at + item[2]
+        if item[0] == blob and at - end <= _GAP_BYTES and stop - start <= PIECE_BYTES:
+            spans[-1].append(item)
+            end = max(end, stop)
+        else:
+            spans.append([item])
+            blob, start, end = item[0], at, stop
+    return spans

@@ -80,7 +80,12 @@ class _Value:
         if len(head) < (needed := min(codec.head_bytes(head), stored)):
             head = self._get(0, needed)
         chunks = stream.Chunks(
-            head, stored, dictionary=dictionary, generation=entry.generation, path=self._path
+            head,
+            stored,
+            dictionary=dictionary,
+            generation=entry.generation,
+            path=self._path,
+            keyring=self._engine.keyring,
         )
         if chunks.codec == "bytes":
             if len(tail) < chunks.tail:  # its chunks are smaller than those that we write
@@ -340,6 +345,7 @@ class _Upload:
             key=self.key,
             dictionary=self.dictionary,
             run=self.engine.runtime.work,
+            keyring=self.engine.keyring,
         ):
             with self.engine.runtime.still_wanted():  # an interrupt ends the upload, too
                 self.length += len(piece)

@@ -263,10 +263,10 @@ class Mirror(Readable):
         self._look()
         return True
 
-    def _pairs(self, keys: Iterator[str], known: Known) -> Iterator[tuple[str, Any]]:
+    def _pairs(self, items: Iterator[tuple[str, Entry]], known: Known) -> Iterator[tuple[str, Any]]:
         if not self._prefetch:
-            return super()._pairs(keys, known)
-        return ((key, self._values([key], known)[key]) for key in keys)
+            return super()._pairs(items, known)
+        return ((key, self._values([key], known)[key]) for key, _ in items)
 
     def __reduce__(self) -> Any:
         msg = "a mirror can't be pickled; pickle the dictionary, and make a mirror of it there"

@@ -89,11 +89,11 @@ class Readable(Mapping[str, Any]):
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the keys in insertion order, as of one moment: when the first is asked for."""
-        return _Lazy(self, reverse=False)
+        return _Lazy(self, lambda known: iter(known.state))
 
     def __reversed__(self) -> Iterator[str]:
         """Iterate over the keys from the last one inserted to the first."""
-        return _Lazy(self, reverse=True)
+        return _Lazy(self, lambda known: reversed(known.state))
 
     def keys(self) -> Keys:
         """Return a live view of the keys."""
@@ -144,7 +144,7 @@ class Readable(Mapping[str, Any]):
             theirs = other
         return all(
             value is theirs[key] or value == theirs[key]
-            for key, value in self._pairs(iter(known.state), known)
+            for key, value in self._pairs(known.state.items(), known)
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -332,8 +332,10 @@ class Readable(Mapping[str, Any]):
     def _stream(self, reverse: bool) -> Iterator[tuple[str, Any]]:
         """Yield all pairs; if their state has gone by before the first, those of a newer one."""
 
-        def begun() -> tuple[Iterator[tuple[str, Any]], tuple[str, Any] | None]:
-            pairs = _Lazy(self, reverse=reverse, take=self._pairs)
+        def begun() -> tuple[_Lazy, tuple[str, Any] | None]:
+            pairs = _Lazy(
+                self, lambda known: self._pairs(known.state.items(reverse=reverse), known)
+            )
             return pairs, next(pairs, None)
 
         pairs, first = self._whole(begun)
@@ -341,13 +343,13 @@ class Readable(Mapping[str, Any]):
             return
         yield first
         try:
-            yield from pairs
+            yield from pairs.rest()
         except SnapshotExpiredError:
             self._renew()  # so that it can be begun anew
             raise
 
-    def _pairs(self, keys: Iterator[str], known: Known) -> Iterator[tuple[str, Any]]:
-        return self._engine.stream(keys, known)
+    def _pairs(self, items: Iterator[tuple[str, Entry]], known: Known) -> Iterator[tuple[str, Any]]:
+        return self._engine.stream(items, known)
 
 
 class _Lazy(Iterator[Any]):
@@ -357,22 +359,17 @@ class _Lazy(Iterator[Any]):
     both, since it was begun after `iter`.
     """
 
-    def __init__(
-        self,
-        mapping: Readable,
-        *,
-        reverse: bool,
-        take: Callable[[Iterator[str], Known], Iterator[Any]] = lambda keys, _: keys,
-    ) -> None:
+    def __init__(self, mapping: Readable, take: Callable[[Known], Iterator[Any]]) -> None:
         self._mapping = mapping
-        self._reverse = reverse
         self._take = take
         self._ticket = mapping._engine.index.ticket()  # noqa: SLF001
         self._items: Iterator[Any] | None = None
 
     def __next__(self) -> Any:
+        return next(self.rest())
+
+    def rest(self) -> Iterator[Any]:
+        """Return what iterates over what is left, without a detour."""
         if self._items is None:
-            known = self._mapping._known(self._ticket)  # noqa: SLF001
-            keys = reversed(known.state) if self._reverse else iter(known.state)
-            self._items = self._take(keys, known)
-        return next(self._items)
+            self._items = self._take(self._mapping._known(self._ticket))  # noqa: SLF001
+        return self._items

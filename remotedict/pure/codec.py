@@ -16,7 +16,7 @@ import struct
 from functools import partial
 from itertools import islice
 from platform import python_version
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -29,13 +29,27 @@ from remotedict.errors import (
     UnreadableValueError,
 )
 from remotedict.pure import lz4
+from remotedict.pure.chunks import (
+    HEADER,
+    INSTANT_BYTES,
+    MAGIC,
+    PREFIX_BYTES,
+    Binding,
+    closing,
+    opened,
+    pack,
+    small,
+    unpack_into,
+)
 from remotedict.pure.facts import facts, library
+from remotedict.pure.keyring import check_flags
 from remotedict.pure.pickling import pickled
-from remotedict.pure.records import FORMAT_VERSION, Count, Id, Record
+from remotedict.pure.records import FORMAT_VERSION, Count, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from remotedict.pure.keyring import Keyring
     from remotedict.pure.pieces import Pieces
     from remotedict.pure.records import Facts
 
@@ -44,21 +58,23 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1024 * 1024
 """How many bytes of a value are compressed, checked and read as one."""
 
-MAGIC = b"RDvl"
-_START = struct.Struct("<4sHQI")  # magic, format version, checksum of the header, its length
-_CHUNK = struct.Struct("<QI")  # checksum, stored size
+# Magic, format version, codec, flags; checksum of the rest and of what follows up to the first
+# chunk; length of that, size of a chunk, dictionary, generation, size of the first part.
+_START = struct.Struct("<4sHBBQII16s16sQ")
+_CHECKED = 16  # from here on
+_USUALLY, _REST = struct.Struct("<4sHBB"), struct.Struct("<QII16s16sQ")
 _BUFFERS = (bytes, bytearray, memoryview)
-_END = struct.Struct("<IQ4s")  # table length, its checksum, magic
-PREFIX_BYTES = _CHUNK.size
 START_BYTES = _START.size
 
 _BLOCK_CHUNKS = 8  # chunks that are made, and travel, as one
-_INSTANT = 64 * 1024  # fewer bytes are copied sooner than the GIL is let go
-_LZ4_MIN = 64  # fewer bytes LZ4 can hardly shrink
-_SAMPLE, _SAMPLES = 4096, 8  # of a chunk, to see whether LZ4 is worth a try
+_MORE = 128  # a flag, beside those of keyrings: the value has more than one part
+_CODECS = ("bytes", "pickle")
 _HEADER_MAX = 16 * 1024 * 1024
 PYTHON = python_version()
 
+_USUAL = {
+    _USUALLY.pack(MAGIC, FORMAT_VERSION, kind, 0): codec for kind, codec in enumerate(_CODECS)
+}
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -70,25 +86,33 @@ class Map(Protocol):
         """Yield the results in the order of the items."""
 
 
-class ValueHeader(Record, frozen=True):
-    """What a value says of itself.
+class About(Record, frozen=True):
+    """What a value says of itself, behind its fixed start. `more` are the sizes of later parts."""
+
+    key: str
+    python: str
+    library: str
+    more: list[Count]
+
+
+class ValueHeader(NamedTuple):
+    """What stands before the chunks of a value.
 
     `parts` are the raw sizes: the pickle, then its buffers. Each is cut into chunks of `chunk`
-    bytes, of which the last may be smaller.
+    bytes, of which the last may be smaller. `checksum` is that of the header.
     """
 
     codec: str
-    dictionary: Id
-    key: str
-    generation: Id
-    python: str
-    library: str
-    chunk: Annotated[int, msgspec.Meta(ge=1)]
-    parts: Annotated[list[Count], msgspec.Meta(min_length=1)]
+    flags: int
+    checksum: int
+    chunk: int
+    dictionary: bytes
+    generation: bytes
+    parts: list[int]
+    about: About
 
 
-_header_decoder = msgspec.msgpack.Decoder(ValueHeader)
-_table_decoder = msgspec.msgpack.Decoder(list[int])
+_about_decoder = msgspec.msgpack.Decoder(About)
 _encode = msgspec.msgpack.encode
 
 
@@ -145,7 +169,13 @@ class Encoded:
 
 
 def encode(
-    value: Any, *, key: str, dictionary: bytes, generation: bytes, run: Map = map
+    value: Any,
+    *,
+    key: str,
+    dictionary: bytes,
+    generation: bytes,
+    run: Map = map,
+    keyring: Keyring | None = None,
 ) -> Encoded:
     """Return `value` as bytes.
 
@@ -158,6 +188,8 @@ def encode(
         What the bytes are written for; they carry it.
     run : callable, optional
         Like ``map``; called to make the blocks of a large value.
+    keyring : Keyring, optional
+        What signs and encrypts them.
 
     Raises
     ------
@@ -176,9 +208,10 @@ def encode(
         dictionary=dictionary,
         generation=generation,
         library=library(value),
+        keyring=keyring,
     )
-    if len(parts) == 1 and 0 < sizes[0] <= min(_INSTANT, CHUNK_BYTES):
-        whole = head + _chunk(parts[0], seed(generation, 0))
+    if len(parts) == 1 and 0 < sizes[0] <= min(INSTANT_BYTES, CHUNK_BYTES):
+        whole = head + small(parts[0], _binding(head, keyring))
         return Encoded(facts(value, sizes[0]), lambda: iter([memoryview(whole)]), whole)
     several, sent = sum(sizes) > _BLOCK_CHUNKS * CHUNK_BYTES, Sent(key, generation)
 
@@ -186,27 +219,33 @@ def encode(
         chunks = (
             part[at : at + CHUNK_BYTES] for part in parts for at in range(0, len(part), CHUNK_BYTES)
         )
-        return blocks(head, chunks, sent, run if several else map)
+        return blocks(head, chunks, sent, run if several else map, keyring)
 
     return Encoded(facts(value, sum(sizes)), make)
 
 
 def opening(
-    codec: str, parts: list[int], *, key: str, dictionary: bytes, generation: bytes, library: str
+    codec: str,
+    parts: list[int],
+    *,
+    key: str,
+    dictionary: bytes,
+    generation: bytes,
+    library: str,
+    keyring: Keyring | None = None,
 ) -> bytes:
     """Return what stands before the chunks of a value whose parts have these sizes."""
-    header = _encode(
-        ValueHeader(codec, dictionary, key, generation, PYTHON, library, CHUNK_BYTES, parts)
-    )
-    return _START.pack(MAGIC, FORMAT_VERSION, digest(header), len(header)) + header
-
-
-def closing(lengths: list[int]) -> bytes:
-    """Return what stands behind chunks that take so many bytes each: table and end, if any."""
-    if len(lengths) < 2:
-        return b""
-    table = _encode(lengths)
-    return table + _END.pack(len(table), digest(table), MAGIC)
+    about: Buffer = _encode(About(key, PYTHON, library, parts[1:]))
+    flags = (keyring.flags if keyring else 0) | (_MORE if len(parts) > 1 else 0)
+    length = len(about) + (keyring.overhead if keyring else 0)
+    kind = _CODECS.index(codec)
+    fields = (length, CHUNK_BYTES, dictionary, generation, parts[0])
+    if keyring:
+        context = _START.pack(MAGIC, FORMAT_VERSION, kind, flags, 0, *fields)
+        about = keyring.close(about, context)
+    unchecked = _START.pack(MAGIC, FORMAT_VERSION, kind, flags, 0, *fields) + about
+    checksum = digest(unchecked[_CHECKED:])
+    return _START.pack(MAGIC, FORMAT_VERSION, kind, flags, checksum, *fields) + about
 
 
 class Sent:
@@ -230,7 +269,11 @@ class Sent:
 
 
 def blocks(
-    head: bytes, chunks: Iterable[Buffer], sent: Sent, run: Map = map
+    head: bytes,
+    chunks: Iterable[Buffer],
+    sent: Sent,
+    run: Map = map,
+    keyring: Keyring | None = None,
 ) -> Iterator[memoryview]:
     """Yield a value's bytes: the head, chunks, table and end, a few chunks at a time.
 
@@ -241,13 +284,15 @@ def blocks(
     chunks : iterable of bytes-like
         Its parts, cut into chunks. They may change meanwhile: they are looked at once.
     sent : Sent
-        Has the generation, and what was sent of it before.
+        What was sent of it before.
     run : callable, optional
         Like ``map``; called to make the blocks.
+    keyring : Keyring, optional
+        What signs and encrypts them.
     """
     lengths: list[int] = []
-    batches = _batches(head, iter(chunks), sent.generation)
-    for block, made in run(_block, batches):
+    make = partial(_block, _binding(head, keyring))
+    for block, made in run(make, _batches(head, iter(chunks))):
         for checksum, stored in made:
             sent.check(len(lengths), checksum)
             lengths.append(PREFIX_BYTES + stored)
@@ -256,91 +301,55 @@ def blocks(
         yield memoryview(end)
 
 
-def _batches(
-    head: bytes, chunks: Iterator[Buffer], generation: bytes
-) -> Iterator[tuple[bytes, int, list[Buffer]]]:
-    """Yield what `_block` is to make: what comes first, the seed of the first chunk, chunks."""
+def _binding(head: bytes, keyring: Keyring | None) -> Binding:
+    """Return that of a value which begins so."""
+    _, _, _, _, checksum, _, _, _, generation, _ = _START.unpack_from(head)
+    return Binding(checksum, generation, keyring)
+
+
+def _batches(head: bytes, chunks: Iterator[Buffer]) -> Iterator[tuple[bytes, int, list[Buffer]]]:
+    """Yield what `_block` is to make: what comes first, the number of the first chunk, chunks."""
     number, batch = 0, list(islice(chunks, _BLOCK_CHUNKS))
-    yield head, seed(generation, 0), batch
+    yield head, number, batch
     while len(batch) == _BLOCK_CHUNKS and (batch := list(islice(chunks, _BLOCK_CHUNKS))):
         number += _BLOCK_CHUNKS
-        yield b"", seed(generation, number), batch
+        yield b"", number, batch
 
 
-def _block(batch: tuple[bytes, int, list[Buffer]]) -> tuple[memoryview, list[tuple[int, int]]]:
+def _block(
+    binding: Binding, batch: tuple[bytes, int, list[Buffer]]
+) -> tuple[memoryview, list[tuple[int, int]]]:
     """Return a block, and of each of its chunks the checksum and the size as stored."""
-    head, salt, chunks = batch
+    head, number, chunks = batch
     at = len(head)
-    size = at + sum(map(len, chunks)) + PREFIX_BYTES * len(chunks)
+    size = at + sum(map(len, chunks)) + (PREFIX_BYTES + binding.overhead) * len(chunks)
     # A bytearray would be zeroed first; but it is made sooner.
-    out = memoryview(bytearray(size)) if size < _INSTANT else np.empty(size, np.uint8).data
+    out = memoryview(bytearray(size)) if size < INSTANT_BYTES else np.empty(size, np.uint8).data
     out[:at] = head
     made = []
     for chunk in chunks:
         start = at + PREFIX_BYTES
-        stored = _pack(chunk, out[start : start + len(chunk)])
-        checksum = digest(out[start : start + stored], salt)
-        _CHUNK.pack_into(out, at, checksum, stored)
+        stored = pack(chunk, out[start : start + len(chunk)])
+        if binding.overhead:
+            closed = binding.close(number, out[start : start + stored])
+            stored = len(closed)
+            out[start : start + stored] = closed
+        checksum = binding.digest(number, out[start : start + stored])
+        HEADER.pack_into(out, at, checksum, stored)
         made.append((checksum, stored))
         at = start + stored
-        salt = (salt + 1) % (1 << 64)
+        number += 1
     return out[:at], made
-
-
-def _pack(chunk: Buffer, out: memoryview) -> int:
-    """Write a chunk as an LZ4 block, or as it is if that gains little; return its size."""
-    size = len(chunk)
-    if size >= _LZ4_MIN and _shrinks(chunk):
-        stored = lz4.deflate_into(chunk, out[: size - size // 16])
-        if stored:
-            return stored
-    _copy(chunk, out)
-    return size
-
-
-def _chunk(data: Buffer, salt: int) -> bytes:
-    """Return a small chunk, with what stands before it."""
-    size = len(data)
-    body = data
-    if size >= _LZ4_MIN:
-        packed = lz4.deflate(data)
-        if len(packed) <= size - size // 16:
-            body = packed
-    return _CHUNK.pack(digest(body, salt), len(body)) + body
-
-
-def _shrinks(chunk: Buffer) -> bool:
-    """Tell whether LZ4 gains something on a chunk, or, if it is large, on a few samples of it."""
-    step = len(chunk) // _SAMPLES
-    if step < 4 * _SAMPLE:
-        return True
-    view, scratch = memoryview(chunk), bytearray(_SAMPLE + _SAMPLE // 16)
-    return any(
-        lz4.deflate_into(view[at : at + _SAMPLE], scratch) < _SAMPLE - _SAMPLE // 16
-        for at in range(step // 2, len(chunk), step)
-    )
-
-
-def _copy(source: Buffer, target: memoryview) -> None:
-    if len(source) < _INSTANT:
-        target[:] = source
-    else:  # without the GIL
-        np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
-
-
-def seed(generation: bytes, number: int) -> int:
-    """Return what ties a chunk's checksum to its value, and to its place in it."""
-    return (int.from_bytes(generation[:8], "little") + number) % (1 << 64)
 
 
 # -- reading ------------------------------------------------------------------------------------
 
 
-class Unpacked(NamedTuple):
-    """A value's parts, checked and unpacked, in memory that nobody else has."""
+Unpacked = tuple[str, list[Any], "About | bytes"]
+"""A value's codec and its parts, checked and unpacked, in memory that nobody else has.
 
-    header: ValueHeader
-    parts: list[Any]
+And what it says of itself, or the bytes that begin with that.
+"""
 
 
 def decode(
@@ -351,10 +360,17 @@ def decode(
     generation: bytes,
     path: str,
     run: Map = map,
+    keyring: Keyring | None = None,
 ) -> Any:
     """Return the object that the bytes hold; see `unpack` and `load`."""
     unpacked = unpack(
-        data, len(data), dictionary=dictionary, generation=generation, path=path, run=run
+        data,
+        len(data),
+        dictionary=dictionary,
+        generation=generation,
+        path=path,
+        run=run,
+        keyring=keyring,
     )
     return load(unpacked, key)
 
@@ -367,48 +383,44 @@ def load(unpacked: Unpacked, key: str) -> Any:
     UnreadableValueError
         It can't be made: a module is missing, say.
     """
-    header, parts = unpacked
-    if header.codec == "bytes":
+    codec, parts, about = unpacked
+    if codec == "bytes":
         return parts[0]
     try:
         return pickle.loads(parts[0], buffers=parts[1:])
     except Exception as exc:
-        written = f"Python {header.python}" + (f" and {header.library}" if header.library else "")
+        by = about if isinstance(about, About) else any_header(memoryview(about), "")[0].about
+        written = f"Python {by.python}" + (f" and {by.library}" if by.library else "")
         reason = f"{type(exc).__name__}: {exc} (it was written with {written})"
         raise UnreadableValueError(key, reason) from exc
 
 
-def intact(data: Buffer, dictionary: bytes, generation: bytes) -> Unpacked | None:
+def intact(data: bytes, dictionary: bytes, generation: bytes) -> Unpacked | None:
     """Return the parts of a small value if all is as usual; else `unpack` has to look closer.
 
     To look at many small values part by part costs more than the values.
     """
-    try:
-        magic, version, checksum, length = _START.unpack_from(data)
-        at = START_BYTES + length
-        view = memoryview(data)
-        raw = view[START_BYTES:at]
-        if magic != MAGIC or version != FORMAT_VERSION or digest(raw) != checksum:
-            return None
-        header = _header_decoder.decode(raw)
-        checksum, stored = _CHUNK.unpack_from(data, at)
-        body: Buffer = view[at + PREFIX_BYTES :]
-        codec, size = header.codec, header.parts[0]
-        if (
-            header.dictionary != dictionary
-            or header.generation != generation
-            or codec not in ("bytes", "pickle")
-            or len(header.parts) != 1
-            or not 0 < size <= header.chunk
-            or len(body) != stored
-            or digest(body, seed(generation, 0)) != checksum
-        ):
-            return None
-        if stored != size:
-            body = lz4.inflate(body, size)
-    except (struct.error, msgspec.DecodeError, ValueError, RecursionError):
+    codec = _USUAL.get(data[: _USUALLY.size])
+    if codec is None or len(data) < START_BYTES:
         return None
-    return Unpacked(header, [bytes(body) if codec == "bytes" else body])
+    checksum, length, chunk, whose, which, size = _REST.unpack_from(data, _USUALLY.size)
+    at = START_BYTES + length
+    body = data[at + PREFIX_BYTES :]
+    if (
+        which != generation
+        or whose != dictionary
+        or not body
+        or digest(data[_CHECKED:at]) != checksum
+        or HEADER.unpack_from(data, at) != (digest(body, checksum), len(body))
+        or not 0 < size <= chunk
+    ):
+        return None
+    if len(body) != size:
+        try:
+            body = lz4.inflate_small(body, size)
+        except ValueError:
+            return None
+    return codec, [body], data
 
 
 def unpack(
@@ -419,6 +431,7 @@ def unpack(
     generation: bytes,
     path: str,
     run: Map = map,
+    keyring: Keyring | None = None,
 ) -> Unpacked:
     """Return the parts of a value, each unpacked straight into memory of its own.
 
@@ -434,6 +447,8 @@ def unpack(
         Where they come from, for errors.
     run : callable, optional
         Like ``map``; called with the chunks of a large value.
+    keyring : Keyring, optional
+        What they must be signed and encrypted by.
 
     Raises
     ------
@@ -442,36 +457,31 @@ def unpack(
     FormatVersionError
         A newer remotedict wrote them.
     """
-    view, more = begun(data)
-    header, at = read_header(view, dictionary, generation, path)
-    codec, sizes = header.codec, header.parts
-    if codec not in ("bytes", "pickle"):
-        raise FormatVersionError(path, f"its codec is {codec!r}")
+    more: Iterator[Buffer] = iter(())
+    if not isinstance(data, _BUFFERS):
+        more = iter(data)
+        data = next(more, b"")
+    view = memoryview(data)
+    while len(view) < head_bytes(view) and (piece := next(more, None)):  # a very long key
+        view = memoryview(b"".join([view, piece]))
+    header, at = read_header(view, dictionary, generation, path, keyring)
+    binding = Binding(header.checksum, generation, keyring)
+    codec, sizes, about = header.codec, header.parts, header.about
     size = sum(sizes)
     if size > lz4.possible(length):  # before any memory is taken
         raise CorruptBlobError(path, "a value claims to hold more than it can")
     if len(sizes) == 1 and 0 < size <= header.chunk and len(view) == length:
-        data = opened(view[at:], size, seed(generation, 0), path)
-        return Unpacked(header, [bytes(data) if codec == "bytes" else data])
+        data = opened(view[at:], size, 0, binding, path)
+        return codec, [bytes(data) if codec == "bytes" else data], about
     source = Source(view, at, more, path)
     if codec == "bytes":
         whole = io.BytesIO(bytes(size))  # to be filled, and then given away without a copy
         with whole.getbuffer() as memory:
-            _fill([memory], source, header, run)
-        return Unpacked(header, [whole.getvalue()])
+            _fill([memory], source, header.chunk, binding, run)
+        return codec, [whole.getvalue()], about
     parts = [np.empty(part, np.uint8).data for part in sizes]
-    _fill(parts, source, header, map if size < _INSTANT else run)
-    return Unpacked(header, parts)
-
-
-def begun(data: Buffer | Iterable[Buffer]) -> tuple[memoryview, Iterator[Buffer]]:
-    """Return the bytes that a value's header is in, and what comes then."""
-    whole = isinstance(data, _BUFFERS)
-    more = iter(cast("Iterable[Buffer]", () if whole else data))
-    view = memoryview(cast("Buffer", data) if whole else next(more, b""))
-    while len(view) < head_bytes(view) and (piece := next(more, None)):  # a very long key
-        view = memoryview(b"".join([view, piece]))
-    return view, more
+    _fill(parts, source, header.chunk, binding, map if size < INSTANT_BYTES else run)
+    return codec, parts, about
 
 
 class Source:
@@ -516,7 +526,7 @@ class Source:
 
     def chunk(self, size: int) -> tuple[int, memoryview]:
         """Return the checksum and the stored bytes of a chunk that holds so many."""
-        checksum, stored = _CHUNK.unpack(self.take(PREFIX_BYTES))
+        checksum, stored = HEADER.unpack(self.take(PREFIX_BYTES))
         if stored > size:
             raise CorruptBlobError(self.path, "a chunk of a value is too large")
         return checksum, self.take(stored)
@@ -527,114 +537,89 @@ class Source:
             raise CorruptBlobError(self.path, "a value has bytes after its end")
 
 
-def is_value(head: bytes) -> bool:
-    """Tell whether a blob that begins so is a value, or a pack of them."""
-    return head.startswith(MAGIC)
+def dictionary_of(head: bytes) -> bytes | None:
+    """Return the id of the dictionary that a value was written for; None if it isn't one."""
+    if len(head) < START_BYTES or not head.startswith(MAGIC):
+        return None
+    return cast("bytes", _START.unpack_from(head)[7])
 
 
 def head_bytes(head: Buffer) -> int:
     """Return how many bytes stand before the first chunk of a value that begins so."""
-    length = _START.unpack_from(head)[3] if len(head) >= START_BYTES else 0
+    length = _START.unpack_from(head)[5] if len(head) >= START_BYTES else 0
     # What is damaged claims anything; who wrote it can't have had a key of such a size.
     return START_BYTES + length if length <= _HEADER_MAX else len(head)
 
 
 def read_header(
-    view: memoryview, dictionary: bytes, generation: bytes, path: str
+    view: memoryview,
+    dictionary: bytes,
+    generation: bytes,
+    path: str,
+    keyring: Keyring | None = None,
 ) -> tuple[ValueHeader, int]:
-    """Return what a value that begins so says of itself, and the offset of its first chunk."""
-    header, at = introduction(view, path)
+    """Return what a value that begins so says of itself, and the offset of its first chunk.
+
+    It must have been written for this dictionary and generation.
+    """
+    header, at = any_header(view, path, keyring)
     if header.dictionary != dictionary or header.generation != generation:
-        raise CorruptBlobError(
-            path, f"it was written for key {header.key!r} of another dictionary or generation"
-        )
+        key = header.about.key
+        reason = f"it was written for key {key!r} of another dictionary or generation"
+        raise CorruptBlobError(path, reason)
     return header, at
 
 
-def introduction(view: memoryview, path: str) -> tuple[ValueHeader, int]:
-    """Do the same for a value of which nothing is known; whose it is isn't checked."""
+def any_header(
+    view: memoryview, path: str, keyring: Keyring | None = None
+) -> tuple[ValueHeader, int]:
+    """Return the header of a value, whatever it was written for, and where its chunks begin."""
     if len(view) < START_BYTES:
         raise CorruptBlobError(path, f"a value of {len(view)} bytes is too short")
-    magic, version, checksum, length = _START.unpack_from(view)
+    magic, version, kind, flags, checksum, *fields = _START.unpack_from(view)
+    length, chunk, dictionary, generation, size = fields
     if magic != MAGIC:
         raise CorruptBlobError(path, f"a value begins with {magic!r}")
     if version > FORMAT_VERSION:
         raise FormatVersionError(path, f"a value has format version {version}")
     at = START_BYTES + length
-    raw = view[START_BYTES:at]
-    if digest(raw) != checksum or version != FORMAT_VERSION:
+    if digest(view[_CHECKED:at]) != checksum or version != FORMAT_VERSION:
         raise CorruptBlobError(path, "a value's header fails its checksum")
+    check_flags(flags & ~_MORE, keyring, path)
+    if kind >= len(_CODECS):
+        raise FormatVersionError(path, f"a value has codec {kind}")
+    raw: Buffer = view[START_BYTES:at]
+    if keyring:
+        context = _START.pack(magic, version, kind, flags, 0, *fields)
+        raw = keyring.open(raw, context, path)
     try:
-        header = _header_decoder.decode(raw)
+        about = _about_decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise CorruptBlobError(path, f"a value's header can't be decoded: {exc}") from exc
+    if not chunk or bool(about.more) != bool(flags & _MORE):
+        raise CorruptBlobError(path, "a value's header contradicts itself")
+    parts = [size, *about.more]
+    header = ValueHeader(
+        _CODECS[kind], flags, checksum, chunk, dictionary, generation, parts, about
+    )
     return header, at
 
 
-def _fill(parts: list[memoryview], source: Source, header: ValueHeader, run: Map) -> None:
+def _fill(parts: list[memoryview], source: Source, size: int, binding: Binding, run: Map) -> None:
     """Unpack each chunk to its place while the next ones are taken; check the table."""
     lengths: list[int] = []
 
     def chunks() -> Iterator[tuple[memoryview, memoryview, int, int]]:
         for part in parts:
-            for at in range(0, len(part), header.chunk):
-                out = part[at : at + header.chunk]
-                checksum, body = source.chunk(len(out))
-                yield out, body, checksum, seed(header.generation, len(lengths))
+            for at in range(0, len(part), size):
+                out = part[at : at + size]
+                checksum, body = source.chunk(len(out) + binding.overhead)
+                yield out, body, checksum, len(lengths)
                 lengths.append(PREFIX_BYTES + len(body))
 
-    for _ in run(partial(_unpack, source.path), chunks()):
+    for _ in run(partial(unpack_into, source.path, binding), chunks()):
         pass
     end = closing(lengths)
     if source.take(len(end)) != end:
         raise CorruptBlobError(source.path, "a value's table isn't that of its chunks")
     source.end()
-
-
-def _unpack(path: str, chunk: tuple[memoryview, memoryview, int, int]) -> None:
-    out, body, checksum, salt = chunk
-    check(body, checksum, salt, path)
-    if len(body) == len(out):
-        _copy(body, out)
-        return
-    try:
-        lz4.inflate_into(body, out)
-    except ValueError as exc:
-        raise CorruptBlobError(path, f"a chunk of a value: {exc}") from exc
-
-
-def opened(stored: memoryview, size: int, salt: int, path: str) -> Buffer:
-    """Return what one chunk holds: its own bytes, if they are stored so, or what is in them."""
-    if len(stored) < PREFIX_BYTES:
-        raise CorruptBlobError(path, "a value ends before its last chunk")
-    checksum, length = _CHUNK.unpack_from(stored)
-    body = stored[PREFIX_BYTES:]
-    if len(body) != length or length > size:
-        raise CorruptBlobError(path, "a chunk of a value has the wrong size")
-    check(body, checksum, salt, path)
-    if length == size:
-        return body
-    try:
-        return lz4.inflate(body, size)
-    except ValueError as exc:
-        raise CorruptBlobError(path, f"a chunk of a value: {exc}") from exc
-
-
-def check(body: memoryview, checksum: int, salt: int, path: str) -> None:
-    """Raise CorruptBlobError unless this is the checksum of a chunk as it is stored."""
-    if digest(body, salt) != checksum:
-        raise CorruptBlobError(path, "a chunk of a value fails its checksum")
-
-
-def read_table(tail: memoryview, path: str) -> tuple[list[int], int]:
-    """Return how many bytes each chunk takes, and table and end of a value that ends so."""
-    at = len(tail) - _END.size
-    length, checksum, magic = _END.unpack_from(tail, at) if at >= 0 else (1, 0, b"")
-    table = tail[at - length : at] if length <= at else tail[:0]
-    if (len(table), magic, digest(table)) != (length, MAGIC, checksum):
-        raise CorruptBlobError(path, "a value's table fails its checksum")
-    try:
-        lengths = _table_decoder.decode(table)
-    except msgspec.DecodeError as exc:
-        raise CorruptBlobError(path, f"a value's table can't be decoded: {exc}") from exc
-    return lengths, length + _END.size

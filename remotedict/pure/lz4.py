@@ -49,6 +49,21 @@ def inflate(block: Buffer, size: int) -> bytearray:
     return raw
 
 
+def inflate_small(block: bytes, size: int) -> bytes:
+    """Do the same, sooner if they are few."""
+    if size > possible(len(block)):
+        msg = f"it can't hold the {size} bytes that it should"
+        raise ValueError(msg)
+    try:
+        raw: bytes = lz4.block.decompress(block, uncompressed_size=size)
+    except lz4.block.LZ4BlockError as exc:
+        raise ValueError(str(exc)) from exc
+    if len(raw) != size:
+        msg = f"it holds {len(raw)} bytes and not the {size} that it should"
+        raise ValueError(msg)
+    return raw
+
+
 def possible(stored: int) -> int:
     """Return how many bytes LZ4 could make of so many at the most."""
     return stored * _RATIO_MAX

@@ -30,6 +30,8 @@ from remotedict.pure.records import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from remotedict.pure.keyring import Keyring
+
 INDEX_BYTES = 13 * 1024
 """The size that the index blob keeps to: what the first round trip of a connection carries.
 
@@ -67,13 +69,18 @@ def genesis(dictionary: bytes, incarnation: bytes) -> Index:
 
 
 def extend(
-    index: Index, commits: Sequence[Commit], uuid: Callable[[], bytes], *, settle: bool = False
+    index: Index,
+    commits: Sequence[Commit],
+    uuid: Callable[[], bytes],
+    keyring: Keyring | None = None,
+    *,
+    settle: bool = False,
 ) -> tuple[Index, NewSegment | None]:
     """Return `index` with `commits` added, and the segment that must be written first, if any.
 
-    If they don't fit, or if it is to `settle` its tail, the whole tail moves into a segment, together with those of `commits` that
-    still don't fit then: the longest suffix that does stays inline, where readers that are
-    nearly up to date find it without another request.
+    If they don't fit, or if it is to `settle` its tail, the whole tail moves into a segment,
+    together with those of `commits` that still don't fit then: the longest suffix that does stays
+    inline, where readers that are nearly up to date find it without another request.
     """
     after = replace(
         index,
@@ -81,12 +88,11 @@ def extend(
         seq=index.seq + len(commits),
         tail=[*index.tail, *commits],
     )
-    fits = HEADER_BYTES + size(after) <= INDEX_BYTES
+    limit = INDEX_BYTES - HEADER_BYTES - (keyring.overhead if keyring else 0)
+    fits = size(after) <= limit
     if not after.tail or (fits and not (settle and index.tail)):
         return after, None
-    room = (
-        INDEX_BYTES - HEADER_BYTES - size(replace(after, tail=[])) - 256
-    )  # the new segment's reference
+    room = limit - size(replace(after, tail=[])) - 256  # the new segment's reference
     kept = 0
     for commit in reversed(commits):
         room -= size(commit)
@@ -95,7 +101,7 @@ def extend(
         kept += 1
     cut = len(after.tail) - kept
     sealed, tail = after.tail[:cut], after.tail[cut:]
-    segment = seal(index, sealed, index.base, last_blob(index), uuid())
+    segment = seal(index, sealed, index.base, last_blob(index), uuid(), keyring)
     after = replace(after, base=sealed[-1].id, segments=[*index.segments, segment.ref], tail=tail)
     return after, segment
 
@@ -113,12 +119,13 @@ def seal(
     base: bytes,
     previous: str,
     uuid: bytes,
+    keyring: Keyring | None = None,
 ) -> NewSegment:
     """Return the segment that holds `commits`; their inline values go to its data area."""
     blob = f"s:{naming.unique(index.seq, uuid)}"
     stored, data = lay_out(commits)
     record = Segment(index.dictionary, index.incarnation, previous, base, index.horizon, stored)
-    encoded = encode(record, data)
+    encoded = encode(record, data, keyring)
     ref = SegmentRef(blob, commits[0].seq, commits[-1].seq, len(encoded))
     return NewSegment(ref, encoded, resolve(stored, blob))
 
@@ -178,7 +185,11 @@ def due_merge(index: Index) -> list[SegmentRef]:
 
 
 def merge(
-    index: Index, refs: Sequence[SegmentRef], segments: Sequence[Segment], uuid: bytes
+    index: Index,
+    refs: Sequence[SegmentRef],
+    segments: Sequence[Segment],
+    uuid: bytes,
+    keyring: Keyring | None = None,
 ) -> NewSegment:
     """Return one segment with the commits of several; the values stay where they are."""
     commits = [
@@ -186,7 +197,7 @@ def merge(
         for ref, segment in zip(refs, segments, strict=True)
         for commit in resolve(segment.commits, ref.blob)
     ]
-    return seal(index, commits, segments[0].base, segments[0].previous, uuid)
+    return seal(index, commits, segments[0].base, segments[0].previous, uuid, keyring)
 
 
 def swap_merged(index: Index, refs: Sequence[SegmentRef], merged: SegmentRef) -> Index | None:

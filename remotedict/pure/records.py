@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 import msgspec
 import xxhash
 
-from remotedict.errors import CorruptBlobError, FormatVersionError
+from remotedict.errors import CorruptBlobError, FormatVersionError, RemoteDictError
+from remotedict.pure.keyring import check_flags
 from remotedict.pure.naming import REFERENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from remotedict.pure.keyring import Keyring
     from remotedict.pure.lz4 import Buffer
 
 FORMAT_VERSION = 1
@@ -285,6 +287,7 @@ class Checkpoint(Record, frozen=True):
     table: TableRecord
 
 
+_BEFORE_ID = b"\xc4\x10"  # in msgpack, behind a byte that says how many fields there are
 _T = TypeVar("_T", bound=Record)
 _KINDS: dict[type[Record], int] = {
     Index: INDEX,
@@ -303,42 +306,75 @@ def size(record: msgspec.Struct) -> int:
     return len(_encoder.encode(record))
 
 
-def encode(record: Record, data: Sequence[bytes] = ()) -> bytes:
+def encode(record: Record, data: Sequence[bytes] = (), keyring: Keyring | None = None) -> bytes:
     """Return the blob that holds `record`, and `data` in its data area."""
-    payload = b"".join([*data, _encoder.encode(record)])
+    kind = _KINDS[type(record)]
+    payload: Sequence[Buffer] = [*data, _encoder.encode(record)]
     data_length = sum(map(len, data))
-    fields = (_MAGIC, FORMAT_VERSION, _KINDS[type(record)], 0, len(payload), data_length)
-    return _HEADER.pack(*fields, _checksum(fields, payload)) + payload
+    flags = 0
+    if keyring:
+        flags = keyring.flags
+        # In a segment's data area are values, each closed for itself: who wants one of them
+        # reads only that.
+        outside = len(data) if kind == SEGMENT else 0
+        closed = b"".join(payload[outside:])
+        length = sum(map(len, payload)) + keyring.overhead
+        context = _HEADER.pack(_MAGIC, FORMAT_VERSION, kind, flags, length, data_length, 0)
+        payload = [*payload[:outside], keyring.close(closed, context)]
+    body = b"".join(payload)
+    fields = (_MAGIC, FORMAT_VERSION, kind, flags, len(body), data_length)
+    return _HEADER.pack(*fields, _checksum(fields, body)) + body
 
 
-def record_offset(head: bytes) -> int | None:
-    """Return where the record is in a blob that begins so; None if it isn't one of ours."""
+def dictionary_of(
+    read: Callable[[int, int], bytes], size: int, keyring: Keyring | None
+) -> bytes | None:
+    """Return the id of the dictionary that a blob belongs to; None if it isn't such a frame.
+
+    Parameters
+    ----------
+    read : callable
+        Returns so many bytes of the blob from an offset on.
+    size : int
+        How many it has.
+    keyring : Keyring, optional
+        What opens it: what is signed or encrypted is read as a whole, all else in part.
+    """
+    head = read(0, HEADER_BYTES)
     if len(head) < HEADER_BYTES or not head.startswith(_MAGIC):
         return None
-    return HEADER_BYTES + int(_HEADER.unpack_from(head)[5])
+    _, _, kind, flags, _, data_length, _ = _HEADER.unpack(head)
+    if flags:
+        [cls] = [cls for cls, number in _KINDS.items() if number == kind] or [Log]
+        try:
+            record, _ = decode(read(0, size), cls, "", keyring)
+        except RemoteDictError:
+            return None
+        return cast("Log", record).dictionary
+    begin = read(HEADER_BYTES + data_length, 1 + len(_BEFORE_ID) + 16)
+    return begin[-16:] if begin[1:].startswith(_BEFORE_ID) else None
 
 
-def decode(blob: Buffer, cls: type[_T], path: str) -> tuple[_T, memoryview]:
+def decode(
+    blob: Buffer, cls: type[_T], path: str, keyring: Keyring | None = None
+) -> tuple[_T, memoryview]:
     """Return the record of kind `cls` in the bytes of the blob at `path`, and its data area.
 
     Raises
     ------
     CorruptBlobError
-        The bytes fail their magic, length, checksum or decoding.
+        The bytes fail their magic, length, checksum, signature or decoding.
     FormatVersionError
         A newer remotedict wrote them.
     """
     if len(blob) < HEADER_BYTES:
         raise CorruptBlobError(path, f"it has only {len(blob)} bytes")
     *fields, checksum = _HEADER.unpack_from(blob)
-    magic, version, kind, _flags, length, data_length = fields
+    magic, version, kind, flags, length, data_length = fields
     if magic != _MAGIC:
         raise CorruptBlobError(path, f"it begins with {magic!r}")
     if version > FORMAT_VERSION:
-        mine = (magic, FORMAT_VERSION, *fields[2:])
-        if checksum == _checksum(mine, memoryview(blob)[HEADER_BYTES:]):
-            raise CorruptBlobError(path, "its format version is damaged")
-        raise FormatVersionError(path, f"its format version is {version}, not {FORMAT_VERSION}")
+        raise _of_version(version, blob, path)
     if length != len(blob) - HEADER_BYTES or data_length > length:
         have = len(blob) - HEADER_BYTES
         raise CorruptBlobError(path, f"it should hold {length} bytes but holds {have}")
@@ -347,13 +383,39 @@ def decode(blob: Buffer, cls: type[_T], path: str) -> tuple[_T, memoryview]:
         raise CorruptBlobError(path, "its checksum is wrong")
     if kind != _KINDS[cls]:
         raise CorruptBlobError(path, f"it is not a {cls.__name__.lower()} (kind {kind})")
+    check_flags(flags, keyring, path)
+    data = view[:data_length]
+    if keyring is None:
+        view = view[data_length:]
+    else:
+        outside = data_length if kind == SEGMENT else 0
+        opened = keyring.open(view[outside:], _HEADER.pack(*fields, 0), path)
+        data, view = _parted(data, memoryview(opened), data_length - outside, path)
     try:
-        record = cast("_T", _decoders[cls].decode(view[data_length:]))
+        record = cast("_T", _decoders[cls].decode(view))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise CorruptBlobError(path, f"its record can't be decoded: {exc}") from exc
     if isinstance(record, Index):
         _check_index(record, path)
-    return record, view[:data_length]
+    return record, data
+
+
+def _of_version(version: int, blob: Buffer, path: str) -> RemoteDictError:
+    """Return what to say of a frame that says to be of a newer format."""
+    magic, _, *fields, checksum = _HEADER.unpack_from(blob)
+    mine = (magic, FORMAT_VERSION, *fields)
+    if checksum == _checksum(mine, memoryview(blob)[HEADER_BYTES:]):
+        return CorruptBlobError(path, "its format version is damaged: all else is of this one")
+    return FormatVersionError(path, f"its format version is {version}, not {FORMAT_VERSION}")
+
+
+def _parted(
+    outside: memoryview, opened: memoryview, inside: int, path: str
+) -> tuple[memoryview, memoryview]:
+    """Return the data area, which may have been closed with the record, and the record."""
+    if inside > len(opened):
+        raise CorruptBlobError(path, "it holds less than it says")
+    return (opened[:inside] if inside else outside), opened[inside:]
 
 
 def glean(blob: Buffer, cls: type[_T]) -> _T | None:

@@ -8,10 +8,11 @@ import numpy as np
 
 from remotedict.pure import naming
 from remotedict.pure.columns import FIRST_BLOB, OWN
+from remotedict.pure.entry import Entry
 from remotedict.pure.records import Range
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from remotedict.pure.packing import Array
     from remotedict.pure.records import Index, SegmentRef
@@ -46,6 +47,8 @@ class References:
         What the index and the log name, and how large each is.
     shared : dict
         The blobs that hold ranges with values.
+    lengths : array
+        Of the values' own blobs; see `rows`.
     """
 
     def __init__(self, state: State, index: Index, log: Sequence[SegmentRef]) -> None:
@@ -55,48 +58,111 @@ class References:
         parts = [own, _own(state.base, ""), _own(state.base, "past_")]
         ids, born, length = (np.concatenate(column) for column in zip(*parts, strict=True))
         order = np.lexsort((born, ids))
-        self._ids, self._born, self._length = ids[order], born[order], length[order]
+        ids, born, length = ids[order], born[order], length[order]
+        first = np.ones(len(ids), bool)  # metadata alone make another item of the same value
+        first[1:] = (ids[1:] != ids[:-1]) | (born[1:] != born[:-1])
+        self._ids, self._born, self.lengths = ids[first], born[first], length[first]
         self.shared = _uses([*_ranges(state.base, ""), *_ranges(state.base, "past_")], places)
 
     def needed(self, references: Sequence[str]) -> list[bool]:
         """Tell for each blob whether it is needed."""
-        sizes = self.sizes(references)
-        return [size >= 0 for size in sizes]
+        own = [n for n, blob in enumerate(references) if blob[0] == "v"]
+        needed = [blob in self.named or blob in self.shared for blob in references]
+        for n, row in zip(own, self.rows([references[n] for n in own]), strict=True):
+            needed[n] |= row >= 0
+        return needed
 
-    def sizes(self, references: Sequence[str]) -> list[int]:
-        """Return how many bytes each blob must have at the least; -1 for one that isn't needed.
-
-        One of the index side, and a value's own, must have just so many.
-        """
-        sizes = [max(self.named.get(blob, -1), self._shared_end(blob)) for blob in references]
-        own = [n for n, blob in enumerate(references) if blob[0] == "v" and sizes[n] < 0]
-        for n, size in zip(own, self._own_sizes([references[n] for n in own]), strict=True):
-            sizes[n] = size
-        return sizes
-
-    def _shared_end(self, blob: str) -> int:
-        use = self.shared.get(blob)
-        return use.end if use else -1
-
-    def _own_sizes(self, references: Sequence[str]) -> list[int]:
-        if not references or not len(self._ids):
+    def rows(self, references: Sequence[str]) -> list[int]:
+        """Return the numbers of values' own blobs; -1 for those that aren't needed."""
+        rows = np.full(len(references), -1, np.int64)
+        if not len(rows) or not len(self._ids):
             return [-1] * len(references)
         generations = [bytes.fromhex(blob[-32:]) for blob in references]
         born = np.array([naming.born(blob) for blob in references], np.uint64)
         ids = np.frombuffer(b"".join(generations), "<u8")[::2]
         # An upload that was refused, and done again, has another name, but the same generation.
         at = np.searchsorted(self._ids, ids)
-        sizes = np.full(len(references), -1, np.int64)
         wanted = np.flatnonzero(at < len(self._ids))
         while len(wanted):
             here = at[wanted]
             same = self._ids[here] == ids[wanted]
             hit = same & (self._born[here] == born[wanted])
-            sizes[wanted[hit]] = self._length[here[hit]]
+            rows[wanted[hit]] = here[hit]
             wanted = wanted[same & ~hit]
             at[wanted] += 1
             wanted = wanted[at[wanted] < len(self._ids)]
-        return sizes.tolist()
+        found: list[int] = rows.tolist()
+        return found
+
+
+class Roll:
+    """What of `references` has been seen in a listing, and what is missing when it is over."""
+
+    def __init__(self, references: References) -> None:
+        self._references = references
+        self._seen = np.zeros(len(references.lengths), bool)
+        self._missing = {*references.named, *references.shared}
+
+    def see(self, blobs: Sequence[tuple[str, int]]) -> list[str | None]:
+        """Return for each blob, given with its size, what is wrong with it; None if not needed.
+
+        "" is nothing.
+        """
+        verdicts = [self._see_shared(blob, size) for blob, size in blobs]
+        own = [n for n, (blob, _) in enumerate(blobs) if blob[0] == "v"]
+        rows = self._references.rows([blobs[n][0] for n in own])
+        for n, row in zip(own, rows, strict=True):
+            if row >= 0:
+                self._seen[row] = True
+                verdicts[n] = _unequal(int(self._references.lengths[row]), blobs[n][1])
+        return verdicts
+
+    def _see_shared(self, blob: str, size: int) -> str | None:
+        self._missing.discard(blob)
+        named, use = self._references.named.get(blob), self._references.shared.get(blob)
+        if named is not None:
+            return _unequal(named, size)
+        if use is None:
+            return None
+        return f"it has only {size} bytes, and not {use.end}" if size < use.end else ""
+
+    def missing(self, state: State) -> Iterator[str]:
+        """Yield the blobs that are needed, and weren't seen."""
+        yield from sorted(self._missing)
+        if self._seen.all():
+            return
+        own = {
+            entry.range(key).blob for key, entry in listed(state) if isinstance(entry.place, int)
+        }
+        blobs = sorted(own)
+        for blob, row in zip(blobs, self._references.rows(blobs), strict=True):
+            if row >= 0 and not self._seen[row]:
+                yield blob
+
+
+def listed(state: State) -> Iterator[tuple[str, Entry]]:
+    """Yield all values that are listed, also past ones, with their keys."""
+    for key in state.known_keys():
+        for item in state.listed(key):
+            if isinstance(item, Entry):
+                yield key, item
+
+
+def ranges(state: State, blobs: Collection[str]) -> list[Range]:
+    """Return where listed values, also past ones, lie in these blobs; each place once."""
+    places = [entry.place for _, entry in state.later() if isinstance(entry.place, Range)]
+    later = {(place.blob, place.offset): place for place in places if place.blob in blobs}
+    return [*state.base.ranges(blobs), *later.values()]
+
+
+def generations(state: State, wanted: Collection[bytes]) -> set[bytes]:
+    """Return those of the generations that are listed, for whatever key."""
+    later = {entry.generation for _, entry in state.later()}
+    return state.base.generations(wanted) | (later & set(wanted))
+
+
+def _unequal(expected: int, size: int) -> str:
+    return "" if size == expected else f"it has {size} bytes, and not {expected}"
 
 
 def _own(table: Table, which: str) -> tuple[Array, Array, Array]:

@@ -267,6 +267,22 @@ class State:
         """Yield the keys in insertion order, many at a time."""
         return (keys for keys, _ in self._walk())
 
+    def items(self, *, reverse: bool = False) -> Iterator[tuple[str, Entry]]:
+        """Iterate over the keys with their entries, in insertion order, or from the last one on."""
+        for keys, row in self._backwards() if reverse else self._walk():
+            if row >= 0:
+                yield from zip(
+                    keys, self._grown.base.entries(slice(row, row + len(keys))), strict=True
+                )
+            else:
+                yield from zip(keys, cast("list[Entry]", self.entries(keys)), strict=True)
+
+    def _backwards(self) -> Iterator[tuple[list[str], int]]:
+        keys, size = reversed(self), _FIRST_BLOCK
+        while block := list(itertools.islice(keys, size)):
+            yield block, -1
+            size = min(2 * size, _BLOCK)
+
     def paths(
         self, path: Callable[[Iterable[str]], list[str]]
     ) -> Iterator[tuple[list[str], list[str]]]:
@@ -544,11 +560,6 @@ class State:
         changed = map(self.listed, list(self._grown.entries.of))
         return any(len(kept(items, drop)) < len(items) for items in changed)
 
-    def resumed(self, seq: int, head: bytes) -> State:
-        """Return the same as of a later commit: of those in between nothing is known."""
-        new = _Growth(self.rebased().base, seq, seq, [head], self._next_order, seq)
-        return self._on(new, seq, head, self._count)
-
     def dropping(self, drop: Drop) -> Iterator[tuple[str, Entry]]:
         """Yield what `drop` would take off the list, with the keys. No value may be inline."""
         return self.rebased().base.dropping(drop)
@@ -573,17 +584,6 @@ class State:
             for seq, item in list(chain):
                 if seq <= self.seq and isinstance(item, Entry):
                     yield key, item
-
-    def ranges(self, blobs: Collection[str]) -> list[Range]:
-        """Return where values, also past ones, lie in these blobs; each place once."""
-        places = [entry.place for _, entry in self.later() if isinstance(entry.place, Range)]
-        later = {(place.blob, place.offset): place for place in places if place.blob in blobs}
-        return [*self._grown.base.ranges(blobs), *later.values()]
-
-    def generations(self, wanted: Collection[bytes]) -> set[bytes]:
-        """Return those of the generations that are listed, for whatever key."""
-        later = {entry.generation for _, entry in self.later()}
-        return self._grown.base.generations(wanted) | (later & set(wanted))
 
     def moved(self, places: Mapping[tuple[str, int], Range]) -> State:
         """Return a state that was `settled` with its values elsewhere."""

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from remotedict.errors import CorruptBlobError, FormatVersionError
+from remotedict.errors import CorruptBlobError
 from remotedict.pure import codec
+from remotedict.pure.chunks import PREFIX_BYTES, Binding, opened, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from remotedict.pure.codec import Map, Sent
+    from remotedict.pure.keyring import Keyring
 
     Buffer = bytes | bytearray | memoryview
 
@@ -34,6 +36,7 @@ def encoded(
     key: str,
     dictionary: bytes,
     run: Map = map,
+    keyring: Keyring | None = None,
 ) -> Iterator[Buffer]:
     """Yield, block by block, what `codec.encode` would return for ``bytes``.
 
@@ -49,11 +52,19 @@ def encoded(
         What they are written for.
     run : callable, optional
         Like ``map``; called to make the blocks.
+    keyring : Keyring, optional
+        What signs and encrypts them.
     """
     head = codec.opening(
-        "bytes", [size], key=key, dictionary=dictionary, generation=sent.generation, library=""
+        "bytes",
+        [size],
+        key=key,
+        dictionary=dictionary,
+        generation=sent.generation,
+        library="",
+        keyring=keyring,
     )
-    return codec.blocks(head, chunks, sent, run)
+    return codec.blocks(head, chunks, sent, run, keyring)
 
 
 def exactly(file: Any, size: int) -> bytes:
@@ -111,6 +122,8 @@ class Chunks:
         What it should have been written for.
     path : str
         The path of its blob, for errors.
+    keyring : Keyring, optional
+        What it must be signed and encrypted by.
 
     Attributes
     ----------
@@ -134,25 +147,32 @@ class Chunks:
     """
 
     def __init__(
-        self, head: Buffer, stored: int, *, dictionary: bytes, generation: bytes, path: str
+        self,
+        head: Buffer,
+        stored: int,
+        *,
+        dictionary: bytes,
+        generation: bytes,
+        path: str,
+        keyring: Keyring | None = None,
     ) -> None:
-        header, self._at = codec.read_header(memoryview(head), dictionary, generation, path)
+        header, self._at = codec.read_header(
+            memoryview(head), dictionary, generation, path, keyring
+        )
+        self._binding = Binding(header.checksum, generation, keyring)
         self.codec = header.codec
         self.size = header.parts[0]
         self.chunk = min(header.chunk, max(self.size, 1))
         self.count = -(-self.size // self.chunk)
-        self._generation = generation
         self._path = path
         self._stored = stored
         self._bounds: np.ndarray[Any, np.dtype[np.int64]] = np.empty(0, np.int64)
-        if self.codec == "pickle":
-            return
         if self.codec != "bytes":
-            raise FormatVersionError(path, f"its codec is {self.codec!r}")
+            return
         # Before anything is read, or memory taken, in proportion to it: is there room for this?
         if (
             len(header.parts) != 1
-            or self.count * (codec.PREFIX_BYTES + 1) > stored
+            or self.count * (PREFIX_BYTES + self._binding.overhead + 1) > stored
             or self.count > _COUNT_MAX
             or self.chunk > _CHUNK_MAX
         ):
@@ -171,12 +191,12 @@ class Chunks:
             The table is damaged, or isn't that of such a value.
         """
         if self.tail:
-            lengths, after = codec.read_table(memoryview(tail), self._path)
+            lengths, after = read_table(memoryview(tail), self._path)
         else:
             lengths, after = [self._stored - self._at] * self.count, 0
+        least = PREFIX_BYTES + self._binding.overhead
         if len(lengths) != self.count or not all(
-            codec.PREFIX_BYTES < length <= codec.PREFIX_BYTES + self.length(number)
-            for number, length in enumerate(lengths)
+            least < length <= least + self.length(number) for number, length in enumerate(lengths)
         ):
             raise self._damaged()
         self._bounds = np.cumsum(np.array([self._at, *lengths], np.int64))
@@ -210,8 +230,7 @@ class Chunks:
         at, length = self.span(range(number, number + 1))
         at -= self.span(chunks)[0]
         stored = memoryview(data)[at : at + length]
-        salt = codec.seed(self._generation, number)
-        return codec.opened(stored, self.length(number), salt, self._path)
+        return opened(stored, self.length(number), number, self._binding, self._path)
 
 
 class ReadAhead:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from functools import cached_property, partial
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -152,12 +153,13 @@ class Table:
             return self._entry("", row)
         return Tombstone(self._view("version")[row], self._stamp(self._view("stamp")[row]))
 
-    def entries(self, rows: Array) -> list[Entry]:
+    def entries(self, rows: Array | slice) -> list[Entry]:
         """Return what the keys of some live rows are now."""
         lists = [self.columns[name][rows].tolist() for name in _SINGLE]
         raw = self.columns["generation"][rows].tobytes()
         generations = [raw[at : at + 16] for at in range(0, len(raw), 16)]
-        return list(map(self._made, generations, *lists))
+        stamps = {number: self._stamp(number) for number in {*lists[1], *lists[-1]}}
+        return list(map(self._made, repeat(stamps.__getitem__), generations, *lists))
 
     def versions(self, rows: Array) -> list[int]:
         """Return the versions of some rows, 0 for -1."""
@@ -267,7 +269,8 @@ class Table:
 
     def _entry(self, which: str, n: int) -> Entry:
         generations, *views = self._past_values if which else self._values
-        return self._made(bytes(generations[16 * n : 16 * n + 16]), *[view[n] for view in views])
+        single: list[Any] = [view[n] for view in views]
+        return self._made(self._stamp, bytes(generations[16 * n : 16 * n + 16]), *single)
 
     @cached_property
     def _values(self) -> list[memoryview]:
@@ -279,6 +282,7 @@ class Table:
 
     def _made(
         self,
+        stamp_of: Callable[[int], Stamp],
         generation: bytes,
         version: int,
         stamp: int,
@@ -294,7 +298,7 @@ class Table:
     ) -> Entry:
         """Return the entry of a row."""
         name, shape, dtype = self.lists.kinds[kind]
-        made = self._stamp(stamp)
+        made = stamp_of(stamp)
         return Entry(
             version,
             generation,
@@ -302,7 +306,7 @@ class Table:
             length if blob == OWN else Range(self.lists.blobs[blob - FIRST_BLOB], offset, length),
             Facts(name, nbytes, shape, dtype),
             self.lists.texts[metadata],
-            made if written == stamp else self._stamp(written),
+            made if written == stamp else stamp_of(written),
             made,
             order,
         )

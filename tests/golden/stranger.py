@@ -312,11 +312,14 @@ class Reader:
             reference, offset, length = blob
             blob = self.bytes_of(reference)[offset : offset + length]
             assert len(blob) == length
-        magic, version, checksum, length = struct.unpack("<4sHQI", blob[:18])
+        magic, version, codec, flags, seed = struct.unpack("<4sHBBQ", blob[:16])
+        length, cut, dictionary, generation, size = struct.unpack("<II16s16sQ", blob[16:64])
         assert (magic, version) == (b"RDvl", 1)
-        header, rest = blob[18 : 18 + length], blob[18 + length :]
-        assert xxhash.xxh3_64_intdigest(header) == checksum
-        codec, dictionary, _key, generation, _, _, cut, sizes = msgspec.msgpack.decode(header)
+        about, rest = blob[64 : 64 + length], blob[64 + length :]
+        assert xxhash.xxh3_64_intdigest(blob[16 : 64 + length]) == seed
+        _key, _, _, more = msgspec.msgpack.decode(about)
+        assert flags == (128 if more else 0)
+        sizes = [size, *more]
         # The key is the one that it was first written under: a copy has another.
         assert (dictionary, generation) == (self.dictionary, item.generation)
         parts, chunks = [], []
@@ -326,8 +329,8 @@ class Reader:
                 size_now = min(cut, size - len(part))
                 checksum, stored = struct.unpack("<QI", rest[:12])
                 body, rest = rest[12 : 12 + stored], rest[12 + stored :]
-                seed = (int.from_bytes(generation[:8], "little") + len(chunks)) % 2**64
-                assert xxhash.xxh3_64_intdigest(body, seed) == checksum
+                salt = (seed + len(chunks)) % 2**64
+                assert xxhash.xxh3_64_intdigest(body, salt) == checksum
                 assert stored <= size_now
                 if stored < size_now:
                     body = lz4.block.decompress(body, uncompressed_size=size_now)
@@ -342,10 +345,10 @@ class Reader:
             assert msgspec.msgpack.decode(rest[:length]) == chunks
         else:
             assert not rest
-        if codec == "bytes":
+        if codec == 0:
             [part] = parts
             return bytes(part)
-        assert codec == "pickle"
+        assert codec == 1
         return pickle.loads(parts[0], buffers=parts[1:])
 
 

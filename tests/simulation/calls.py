@@ -71,7 +71,7 @@ class Call:
         self.error: BaseException | None = None
         self.landed: list[int] = []
         self.forces = kind == "force"
-        self.partial = kind in {"forget", "unlock", "force", "leave", "close"}
+        self.partial = kind in {"forget", "unlock", "force", "leave", "close", "vacuum"}
         self.stale = 0.0
 
     def __repr__(self) -> str:

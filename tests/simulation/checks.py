@@ -53,7 +53,18 @@ _READS = {
     "snapshot",
     "locks",
 }
-_OTHER = {"open", "upgrade", "close", "policy", "seen", "mirrored", "force", "leave"}
+_OTHER = {
+    "open",
+    "upgrade",
+    "close",
+    "policy",
+    "seen",
+    "mirrored",
+    "force",
+    "leave",
+    "vacuum",
+    "verify",
+}
 _LOCKS = {"lock", "unlock"}
 _UNKNOWN = (UnknownOutcomeError, KeyboardInterrupt)
 
@@ -114,6 +125,8 @@ def _check_success(world: World, witness: Witness, call: Call) -> None:
     if call.kind == "mirrored":
         _check_mirrored(witness, call)
         return
+    if call.kind == "verify" and call.result and not world.faulty("truncate"):
+        witness.fail("verify", f"{call} found {call.result}")
     if call.kind in _OTHER:
         return
     if call.landed:

@@ -511,6 +511,15 @@ class _User:
         with self.call("policy", (policy,)):
             self.d.history_policy = policy
 
+    def vacuum(self) -> None:
+        if self.rng.random() < 0.2:
+            with self.call("verify", ()) as call:
+                call.result = self.d.verify(deep=self.rng.random() < 0.5).findings
+            return
+        grace, dry_run = self.rng.choice((0, 0, 0, 0.5, 5.0)), self.rng.random() < 0.1
+        with self.call("vacuum", (grace, dry_run)) as call:
+            call.result = self.d.vacuum(grace=grace, dry_run=dry_run).blobs
+
     def upgrade(self) -> None:
         """Use the dictionary in a way that older clients don't know."""
         if self.client.drawn.newer:

@@ -359,12 +359,12 @@ PLANTS = [
             "data = self.at_hand(entry)",
             "data = self.at_hand(entry) or self.cache.get(key.encode())",
         ),
-        ("engine.values:Values._load", "for (_, entry), part", "for (key, entry), part"),
         (
             "engine.values:Values._load",
-            "self.cache.add(entry.generation, part, cleared)",
-            "self.cache.add(key.encode(), part, cleared)",
+            "for (_, _, _, _, entry), part",
+            "for (_, _, _, key, entry), part",
         ),
+        ("engine.values:Values._load", "(entry.generation, part)", "(key.encode(), part)"),
     ),
     _plant(
         "a check that was sent before serves a caller who comes later",
@@ -472,11 +472,113 @@ PLANTS = [
         ),
     ),
 ]
-"""Not yet here: rules 11 (vacuum's side) and 12, which are about vacuum. Rule 10 keeps lockers from
-waiting in a ring and a dead writer from holding up the queue: it is about time, and not seen here.
+
+_VACUUM = "engine.vacuum:Vacuum."
+_GARBAGE = "engine.garbage:Garbage."
+
+PLANTS += [
+    _plant(
+        "the horizon shrinks",
+        "11",
+        ("pure.plan:raise_horizon", "max(index.horizon, allowed)", "allowed // 2"),
+    ),
+    _plant(
+        "vacuum takes what writers may still name",
+        "11",
+        (
+            _GARBAGE + "_past",
+            "naming.born(reference) < self.horizon",
+            "naming.born(reference) <= self.horizon",
+        ),
+    ),
+    _plant(
+        "vacuum has no horizon",
+        "11",
+        (_GARBAGE + "_past", "return ", "return True or "),
+    ),
+    _plant(
+        "a merge isn't judged by the horizon",
+        "11",
+        ("pure.plan:swap_merged", "naming.born(merged.blob) < index.horizon", "False"),
+    ),
+    _plant(
+        "a checkpoint isn't judged by the horizon",
+        "11",
+        (
+            "pure.plan:swap_checkpoint",
+            "if min(naming.born(checkpoint.blob), naming.born(log.blob)) < index.horizon:",
+            "if False:",
+        ),
+    ),
+    _plant(
+        "vacuum deletes before its horizon stands",
+        "12",
+        (
+            _VACUUM + "_horizon_set",
+            "stands = engine.swap(lambda index: plan.raise_horizon(index, old), alone=True)",
+            (
+                "now = engine.index.known\n"
+                "            stands = dataclasses.replace(now, index=plan.raise_horizon(now.index, old))"
+            ),
+        ),
+    ),
+    _plant(
+        "vacuum judges by an earlier state",
+        "12",
+        (
+            _VACUUM + "_horizon_set",
+            "return self._garbage(stands, dropped)",
+            "return self._garbage(dataclasses.replace(stands, state=known.state), dropped)",
+        ),
+    ),
+    _plant(
+        "vacuum deletes what only the past needs",
+        "13",
+        (
+            "pure.references:References.__init__",
+            'parts = [own, _own(state.base, ""), _own(state.base, "past_")]',
+            'parts = [own, _own(state.base, "")]',
+        ),
+        (
+            "pure.references:_later",
+            "[entry for _, entry in state.later()]",
+            "[*dict(state.later()).values()]",
+        ),
+    ),
+    _plant(
+        "what is to be dropped is deleted before the drop stands",
+        "13",
+        (
+            "engine.upkeep:Upkeep.drop",
+            "        self._committer.submit(request)\n",
+            (
+                "        self._backend.delete(self._layout.paths(sorted(blobs)))\n"
+                "        self._committer.submit(request)\n"
+            ),
+        ),
+    ),
+    _plant(
+        "what was dropped is deleted though a copy has it",
+        "13",
+        (
+            _GARBAGE + "judged",
+            "not needed[reference] and self._past(reference)",
+            "(not needed[reference] and self._past(reference) or reference in self._dropped)",
+        ),
+    ),
+    _plant(
+        "vacuum doesn't see the log",
+        "12",
+        (_VACUUM + "_garbage", "named = self._engine.commits.log(known.index)", "named = []"),
+    ),
+]
+"""Rule 10 keeps lockers from waiting in a ring and a dead writer from holding up the queue: it is
+about time, and not seen here. That vacuum judges by a state later than that of its horizon can't
+be found: what isn't needed then, and lies below the horizon, wasn't to be named again before either.
 
 Tried, and not found within 10,000 seeds: a follower that doesn't load everything anew when `moved` has
-grown (`Reader.wanted`); and of their theme: bytes that are moved though a commit made
+grown (`Reader.wanted`); a forget that isn't judged by the horizon (`Rewrite._swapped`: mostly the layout
+has changed as well); and of their theme: bytes that are moved though a commit made
 since names the old ones (`Rewrite._swapped`), a watch that hands a commit out again after a lost
 connection (`Watch.__next__`), a mirror that shows what it has learnt last (`Mirror._take`). An
 interrupted write that is submitted all the same (`still_wanted`) wasn't looked for to the end."""

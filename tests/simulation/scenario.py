@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from simulation.network import FAULTS, Weather
+from simulation.vacuum import with_vacuum
 
 
 @dataclass
@@ -101,7 +102,7 @@ KINDS = {
     "sleep": 1,
     "upgrade": 0.3,
 }
-"""Kinds of operations, and how often they are drawn. Vacuum will be one more."""
+"""Kinds of operations, and how often they are drawn; beside vacuum."""
 
 BLOWS = ("pause", "kill", "fork", "interrupt", "rewind", "retag")
 
@@ -217,7 +218,7 @@ def draw(seed: int) -> Scenario:
         if blow.kind == "interrupt":
             clients[blow.client].interruptible = True
     log_seconds = choice((0.0, 5.0, 86400.0))
-    return Scenario(
+    scenario = Scenario(
         seed,
         keys=choice((1, 2, 2, 3, 5), "keys"),
         sizes=choice(((0,), (0, 100), (0, 300, 3000), (0, 0, 100, 300, 3000))),
@@ -234,3 +235,4 @@ def draw(seed: int) -> Scenario:
             "RECENT_IDS": choice((6, 64)) if log_seconds > 3600 else 64,
         },
     )
+    return with_vacuum(scenario)

@@ -24,6 +24,7 @@ from remotedict.pure.records import (
     Unlock,
     decode,
 )
+from simulation.vacuum import Keeper
 from simulation.values import TOKEN, expand
 
 if TYPE_CHECKING:
@@ -159,7 +160,8 @@ class Witness:
         self.times = [0.0]
         self.clock = clock
         self.drops = 0
-        self._layout = layout
+        self.layout = self._layout = layout
+        self.keeper = Keeper(self)
         self._owners = owners
         self.newer: set[str] = {"Z"}
         self._where: dict[bytes, Any] = {}  # by generation: path and range, or bytes
@@ -216,6 +218,7 @@ class Witness:
                 fresh += self._segment(ref, old, who)
         fresh += [c for c in index.tail if c.seq > len(self.order) + len(fresh)]
         self._check_names(index, who)
+        self.keeper.landed(index, old, who)
         known = {c.seq: c.id for c in index.tail}
         for seq, commit_id in known.items():
             if seq <= len(self.order) and self.order[seq - 1] != commit_id:
@@ -367,6 +370,7 @@ class Witness:
         if token is None:
             self.fail("missing", f"{name} set {change.key}, but its bytes aren't there")
             return "?"
+        self.keeper.generations[token] = generation
         return token
 
     def _read(self, generation: bytes) -> str | None:
@@ -390,16 +394,17 @@ class Witness:
     # -- what else happens ------------------------------------------------------------------
 
     def deleted(self, paths: Iterable[str]) -> None:
-        """See that nothing that is deleted is still named."""
-        index = self.index
-        if index is None:
-            return
-        refs = [ref.blob for ref in index.segments]
-        refs += [ref.blob for ref in (index.checkpoint, index.log) if ref]
-        named = {self._layout.path(blob) for blob in refs}
-        for path in paths:
-            if path in named:
-                self.fail("missing", f"{path} was deleted, but the index names it")
+        """See that nothing is deleted that is needed."""
+        self.keeper.deleted(paths)
+
+    @property
+    def places(self) -> set[str]:
+        """The blobs in which values are, or were, that have been named."""
+        return set(self._by_blob)
+
+    def where(self, generation: bytes) -> Any:
+        """Return where the bytes of a generation are: path, offset and length, or themselves."""
+        return self._where.get(generation)
 
     def leased(self, path: str, lease_id: str) -> None:
         """Take down who was granted a lease."""

@@ -13,7 +13,7 @@ from greenlet import getcurrent
 
 import remotedict.session
 from remotedict import RemoteDict
-from remotedict.engine import reader, upkeep, values
+from remotedict.engine import garbage, reader, upkeep, values
 from remotedict.engine.runtime import AbandonedError
 from remotedict.errors import RemoteDictError
 from remotedict.features import locks
@@ -270,6 +270,7 @@ def tuned(tuning: dict[str, Any], world: World) -> Iterator[None]:
         "FAN": [plan],
         "CHECKPOINT_MIN": [plan],
         "LOG_SECONDS": [upkeep],
+        "BATCH": [garbage],
         "PIECE_BYTES": [reader, values],
         "PACK_BYTES": [values],
         "LEASE_SECONDS": [locks],
