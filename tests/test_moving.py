@@ -321,3 +321,19 @@ def test_memory_is_bounded(tmp_path: Path):
         tracemalloc.stop()
         assert peak < size / 2
         assert there.info().loc["large", "nbytes"] == size
+
+
+def test_what_is_signed_and_encrypted_is_copied_as_it_is(tmp_path: Path):
+    keys = {"signing_key": "s" * 32, "encryption_key": "e" * 32}
+    with LocalDictionary(tmp_path / "here", history="all", **keys) as d:
+        fill(d)
+        d.lock_item("own")
+        d.export(tmp_path / "there")
+        want = seen(d)
+        with pytest.raises(errors.CorruptBlobError):
+            d.export(tmp_path / "elsewhere", signing_key="w" * 32)
+        assert not (tmp_path / "elsewhere" / "Index").exists()
+    with LocalDictionary(tmp_path / "there", **keys) as there:
+        assert seen(there)[0] == want[0]
+        assert not there.locks
+        assert there.repair(deep=True).whole

@@ -585,3 +585,56 @@ def test_who_may_not_list_blobs_begins_as_before(world: World, monkeypatch):
     d = world.open()
     d["k"] = 1
     assert world.open()["k"] == 1
+
+
+# -- keys -------------------------------------------------------------------------------------
+
+KEYS = {"signing_key": "s" * 32, "encryption_key": "e" * 32}
+
+
+@pytest.mark.parametrize("names", [["signing_key"], ["encryption_key"], list(KEYS)])
+def test_what_is_signed_or_encrypted_is_repaired_with_its_keys(world: World, names):
+    keys = {name: KEYS[name] for name in names}
+    d = full(world.open, history="all", **keys)
+    d["own"] = noise("newest")
+    kept = d.snapshot(at=d._engine.index.known.index.settled).copy()
+    lose(world)
+    for wrong in ({}, dict.fromkeys(names, "w" * 32)):
+        with pytest.raises(errors.CorruptBlobError) as caught:
+            world.open(**wrong).repair()
+        assert isinstance(caught.value, errors.SignatureError | errors.DecryptionError)
+    e = world.open(**keys)
+    e.repair()
+    assert dict(e.items()) == kept | {key: e[key] for key in ("own", "large")}
+    assert e["own"] == noise("newest")
+    assert e.repair(deep=True).whole
+
+
+def test_with_another_key_a_whole_index_is_not_replaced(world: World):
+    full(world.open, **KEYS)
+    before = dict(blobs(world))
+    for wrong in ({}, dict.fromkeys(KEYS, "w" * 32)):
+        try:
+            e = world.open(**wrong)
+        except errors.CorruptBlobError:
+            continue
+        with pytest.raises(errors.CorruptBlobError, match="key"):
+            e.repair()
+    assert blobs(world) == before
+
+
+def test_what_was_all_in_a_damaged_index_comes_back_from_its_bytes(world: World):
+    d = world.open()
+    d["a"] = 1
+    d["b"] = noise("b", 200)
+    want = dict(d.items())
+    flip(world, INDEX, 50)
+    e = world.open()
+    assert set(e.repair().restored) == {"a", "b"}
+    assert dict(e.items()) == want
+    world.store.put(INDEX, b"nothing at all")
+    for path in list(blobs(world)):
+        if path != INDEX:
+            lose(world, path)
+    with pytest.raises(errors.CorruptBlobError, match="nothing is left"):
+        world.open().repair()
