@@ -10,6 +10,8 @@
 from __future__ import annotations
 
 from remotedict.dictionary import RemoteDict
+from remotedict.engine.copying import CopyReport
+from remotedict.engine.repair import RepairReport
 from remotedict.engine.stats import Stats
 from remotedict.engine.vacuum import VacuumReport
 from remotedict.engine.verify import VerifyReport
@@ -21,6 +23,7 @@ from remotedict.errors import (
     CorruptBlobError,
     CredentialsError,
     DecryptionError,
+    DestinationError,
     DictionaryChangedError,
     FormatVersionError,
     HistoryGapError,
@@ -56,6 +59,9 @@ from remotedict.features.watch import Subscription, Watch
 from remotedict.local import LocalDictionary
 from remotedict.memory import MemoryDictionary
 
+# As in shutil.copy; not in __all__, as below.
+from remotedict.moving import copy as copy
+
 # As in gzip.open; not in __all__, so that a * import leaves the built-in one alone.
 from remotedict.opening import open as open  # noqa: A004
 
@@ -66,9 +72,11 @@ __all__ = [
     "ClosedError",
     "ConflictError",
     "ContainerUnavailableError",
+    "CopyReport",
     "CorruptBlobError",
     "CredentialsError",
     "DecryptionError",
+    "DestinationError",
     "DictionaryChangedError",
     "Event",
     "FormatVersionError",
@@ -89,6 +97,7 @@ __all__ = [
     "MissingValueError",
     "RemoteDict",
     "RemoteDictError",
+    "RepairReport",
     "SelectionError",
     "SignatureError",
     "Snapshot",

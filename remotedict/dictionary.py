@@ -10,6 +10,7 @@ import pandas as pd
 
 from remotedict.errors import (
     ConflictError,
+    CorruptBlobError,
     KeyNotFoundError,
     RemoteDictError,
     VersionConflictError,
@@ -23,7 +24,7 @@ from remotedict.features.selection import no_repeats, pair, select
 from remotedict.features.showing import html
 from remotedict.features.writing import Changed, Operation, Writer, changing, setting
 from remotedict.lockable import Lockable
-from remotedict.maintained import Maintained
+from remotedict.mendable import Mendable
 from remotedict.pure.draft import Draft
 from remotedict.pure.naming import check_key
 from remotedict.pure.records import Annotate, Change, Delete, Set
@@ -50,7 +51,7 @@ _REPR_SECONDS = 1.5
 _COMPLETIONS = 10_000
 
 
-class RemoteDict(Transactional, Versioned, Lockable, Maintained, MutableMapping[str, Any]):
+class RemoteDict(Transactional, Versioned, Lockable, Mendable, MutableMapping[str, Any]):
     """A dictionary of Python objects that lives in a store and is shared by all who open it.
 
     Made by `remotedict.open`, `AzureDictionary`, `LocalDictionary` or `MemoryDictionary`.
@@ -135,7 +136,10 @@ class RemoteDict(Transactional, Versioned, Lockable, Maintained, MutableMapping[
     def __init__(self, place: Place, folder_name: str, **options: Any) -> None:
         options = Hidden(options)
         self._attach(Session(place, folder_name, Options.of(options)))
-        self._engine.known()  # say now what is wrong with the place, not at the first use
+        try:
+            self._engine.known()  # say now what is wrong with the place, not at the first use
+        except CorruptBlobError:
+            return  # whatever is done next says so; but for repair, which needs a handle
         policy = self._session.options.history
         if policy is not None and policy != self.history_policy:
             self.history_policy = policy

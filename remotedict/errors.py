@@ -13,6 +13,7 @@
     │   ├── MetadataError            (TypeError, ValueError)   not JSON
     │   ├── UnknownCommitError       (LookupError)      .commit
     │   ├── CredentialsError         (ValueError)
+    │   ├── DestinationError         (FileExistsError)
     │   ├── ClosedError              (ValueError)
     │   └── LockNotHeldError         (RuntimeError)     .item_name
     ├── somebody else was there: wait, or decide
@@ -56,6 +57,7 @@ __all__ = [
     "CorruptBlobError",
     "CredentialsError",
     "DecryptionError",
+    "DestinationError",
     "DictionaryChangedError",
     "FormatVersionError",
     "HistoryGapError",
@@ -191,6 +193,10 @@ class UnknownCommitError(RemoteDictError, LookupError):
 
 class CredentialsError(RemoteDictError, ValueError):
     """Credentials are missing, malformed, or contradict each other."""
+
+
+class DestinationError(RemoteDictError, FileExistsError):
+    """A dictionary can't be copied to where it should: there is something else. Nothing was changed."""
 
 
 class ClosedError(RemoteDictError, ValueError):
@@ -386,10 +392,13 @@ class CorruptBlobError(RemoteDictError, ValueError):
     ----------
     blob : str
         The path of the blob in its container.
+    reason : str
+        What is wrong with it.
     """
 
     def __init__(self, blob: str, reason: str) -> None:
         self.blob = blob
+        self.reason = reason
         super().__init__(f"blob {blob!r} {self._what}: {reason}")
 
     _what = "is damaged or not of remotedict"
@@ -414,10 +423,13 @@ class FormatVersionError(RemoteDictError, ValueError):
     ----------
     blob : str
         The path of the blob in its container.
+    reason : str
+        What is newer.
     """
 
     def __init__(self, blob: str, reason: str) -> None:
         self.blob = blob
+        self.reason = reason
         super().__init__(f"blob {blob!r} needs a newer remotedict: {reason}. Upgrade remotedict")
 
 

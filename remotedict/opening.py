@@ -7,6 +7,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from remotedict.azure import AzureDictionary
+from remotedict.dictionary import RemoteDict
 from remotedict.errors import InvalidNameError
 from remotedict.local import LocalDictionary
 from remotedict.memory import MemoryDictionary
@@ -15,8 +16,6 @@ from remotedict.pure.secrecy import Hidden
 
 if TYPE_CHECKING:
     import os
-
-    from remotedict.dictionary import RemoteDict
 
 
 def open(url: str | os.PathLike[str], **options: Any) -> RemoteDict:  # noqa: A001
@@ -68,3 +67,6 @@ def open(url: str | os.PathLike[str], **options: Any) -> RemoteDict:  # noqa: A0
         "file:///path, a plain path, or memory://name"
     )
     raise InvalidNameError(msg)
+
+
+RemoteDict._opener = open  # noqa: SLF001 - what is below can't import it

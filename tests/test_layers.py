@@ -25,9 +25,10 @@ LAYERS = [
     "lockable",
     "transactional",
     "maintained",
+    "mendable",
     "dictionary",
 ]
-FACE = ["azure", "local", "memory", "opening", "__init__"]
+FACE = ["azure", "local", "memory", "opening", "moving", "__init__"]
 ALLOWED_IN_PURE = {
     *("__future__", "bisect", "collections", "contextlib", "copyreg", "dataclasses", "datetime"),
     *("decimal", "functools", "hashlib", "hmac", "importlib", "io", "itertools", "math"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from remotedict.backend import NOT_MODIFIED, BlobNotFound
 from remotedict.engine.runtime import log
-from remotedict.errors import CorruptBlobError, DictionaryChangedError
+from remotedict.errors import AccessDeniedError, CorruptBlobError, DictionaryChangedError
 from remotedict.pure.records import Commit, Index, Segment, Set, decode, encode
 from remotedict.pure.state import State
 
@@ -155,12 +155,18 @@ class IndexBlob:
         return known
 
     def _ask(self, base: Known | None, number: int) -> Known:
-        path = self._layout.index
+        path, left = self._layout.index, ""
         for _ in range(_ATTEMPTS):
             try:
                 got = self._backend.get(path, if_none_match=base.etag or None if base else None)
             except BlobNotFound:
-                return self._absent(base, number)
+                if left:
+                    raise self._lost(left) from None
+                # It is written first, and never deleted. So if there is anything else, it is
+                # lost; unless somebody has made it after my request: look once more.
+                if self.known or not (left := self._left()):
+                    return self._absent(base, number)
+                continue
             if got is NOT_MODIFIED:
                 return self._confirm(number)
             index, _data = decode(got.data, Index, path, self.reader.keyring)
@@ -177,11 +183,29 @@ class IndexBlob:
         reason = "the index names it, but it isn't there"
         raise CorruptBlobError(str(missing), reason) from missing
 
+    def _left(self) -> str:
+        """Return the path of a blob of ours; empty if there is none, or this may not be asked."""
+        try:
+            paths = (info.name for one in self._layout.prefixes for info in self._backend.list(one))
+            return next(filter(self._layout.reference, paths), "")
+        except AccessDeniedError as exc:
+            log.debug("whether an index was lost isn't known: %s", exc)
+            return ""
+
+    def _lost(self, left: str) -> CorruptBlobError:
+        reason = (
+            f"it is gone, though blobs of the dictionary are there, such as {left!r}. If a copy to "
+            "here was interrupted, copy again; else d.repair() makes a new index of what is left. "
+            "To begin an empty dictionary take another folder, or delete these blobs first"
+        )
+        return CorruptBlobError(self._layout.index, reason)
+
     def _absent(self, base: Known | None, number: int) -> Known:
         if base and base.index:
             msg = (
-                f"the index blob {self._layout.index!r} is gone: the dictionary was deleted. "
-                "Open a new handle to begin an empty one"
+                f"the index blob {self._layout.index!r} is gone: the dictionary was deleted, or its "
+                "index was lost. Open a new handle to begin an empty one, when nothing of it is left; "
+                "or d.repair() it with this handle, which still knows it"
             )
             raise DictionaryChangedError(msg)
         with self._lock:
@@ -273,6 +297,12 @@ class IndexBlob:
                 if segment and commit.seq == index.settled:
                     settled = state
             self._publish(Known(etag, index, state, settled, base.checked))
+
+    def accept(self, index: Index, etag: str, state: State, settled: State) -> None:
+        """Go on with what this process has put in the place of another index."""
+        self.reader.blobs.turn_to(index)
+        with self._lock:
+            self.known = Known(etag, index, state, settled, self._begun)
 
     def _publish(self, known: Known) -> Known:
         """Make `known` what is known; the lock is held."""

@@ -166,6 +166,29 @@ def take_all(pieces: Iterator[Buffer]) -> None:
     deque(pieces, maxlen=0)
 
 
+def stream(
+    backend: Patient,
+    runtime: Runtime,
+    path: str,
+    offset: int,
+    length: int,
+    window: int = IO_THREADS,
+) -> Iterator[Buffer]:
+    """Yield a range of a blob in pieces, as they arrive; so many are on their way at once."""
+    spans = [
+        (at, min(PIECE_BYTES, offset + length - at))
+        for at in range(offset, offset + length, PIECE_BYTES)
+    ]
+
+    def one(span: tuple[int, int]) -> Buffer:
+        got = backend.get(path, range=span)
+        assert got is not NOT_MODIFIED  # noqa: S101 - for the type checker
+        return got.data
+
+    # As many at once as there are threads: what is read further ahead only takes memory.
+    return iter((partial(runtime.map, window=window) if len(spans) > 1 else map)(one, spans))
+
+
 def read_range(backend: Patient, runtime: Runtime, path: str, offset: int, length: int) -> Buffer:
     """Return a range of a blob in one; see `read_pieces`."""
     data = read_pieces(backend, runtime, path, offset, length)
@@ -198,22 +221,10 @@ def read_pieces(
     CorruptBlobError
         It is shorter than that.
     """
-    spans = [
-        (at, min(PIECE_BYTES, offset + length - at))
-        for at in range(offset, offset + length, PIECE_BYTES)
-    ]
-
-    def one(span: tuple[int, int]) -> Buffer:
-        got = backend.get(path, range=span)
-        assert got is not NOT_MODIFIED  # noqa: S101 - for the type checker
-        return got.data
-
     parts: list[Buffer] = []
 
     def arriving() -> Iterator[Buffer]:
-        # As many at once as there are threads: what is read further ahead only takes memory.
-        several = partial(runtime.map, window=IO_THREADS)
-        for part in (several if len(spans) > 1 else map)(one, spans):
+        for part in stream(backend, runtime, path, offset, length):
             parts.append(part)
             yield part
 

@@ -178,6 +178,7 @@ class Layout:
             "p": f"{folder}/.packs/",
             "v": f"{folder}/",
         }
+        self.prefixes = (f"Index/{folder}/", f"{folder}/")
 
     def path(self, reference: str) -> str:
         """Return the path of the blob that `reference` names."""
@@ -188,6 +189,10 @@ class Layout:
         """Return the paths of blobs by their references; for "" that of the index."""
         prefixes, index = self._prefixes, self.index
         return [prefixes[ref[0]] + ref[2:] if ref else index for ref in references]
+
+    def aside(self, unique: str) -> str:
+        """Return the path under which a damaged index blob is kept."""
+        return f"Index/{self.folder}/damaged/{unique}"
 
     def reference(self, path: str) -> str | None:
         """Return the reference of the blob at `path`; None if no blob of ours has such a name."""

@@ -374,7 +374,7 @@ def decode(
     if magic != _MAGIC:
         raise CorruptBlobError(path, f"it begins with {magic!r}")
     if version > FORMAT_VERSION:
-        raise FormatVersionError(path, f"its format version is {version}, not {FORMAT_VERSION}")
+        raise _of_version(version, blob, path)
     if length != len(blob) - HEADER_BYTES or data_length > length:
         have = len(blob) - HEADER_BYTES
         raise CorruptBlobError(path, f"it should hold {length} bytes but holds {have}")
@@ -400,6 +400,15 @@ def decode(
     return record, data
 
 
+def _of_version(version: int, blob: Buffer, path: str) -> RemoteDictError:
+    """Return what to say of a frame that says to be of a newer format."""
+    magic, _, *fields, checksum = _HEADER.unpack_from(blob)
+    mine = (magic, FORMAT_VERSION, *fields)
+    if checksum == _checksum(mine, memoryview(blob)[HEADER_BYTES:]):
+        return CorruptBlobError(path, "its format version is damaged: all else is of this one")
+    return FormatVersionError(path, f"its format version is {version}, not {FORMAT_VERSION}")
+
+
 def _parted(
     outside: memoryview, opened: memoryview, inside: int, path: str
 ) -> tuple[memoryview, memoryview]:
@@ -407,6 +416,20 @@ def _parted(
     if inside > len(opened):
         raise CorruptBlobError(path, "it holds less than it says")
     return (opened[:inside] if inside else outside), opened[inside:]
+
+
+def glean(blob: Buffer, cls: type[_T]) -> _T | None:
+    """Return the record that a damaged blob seems to have; None if there seems to be none.
+
+    Nothing in it is to be believed, unless something else says so as well.
+    """
+    if len(blob) < HEADER_BYTES:
+        return None
+    data_length = _HEADER.unpack_from(blob)[5]
+    try:
+        return cast("_T", _decoders[cls].decode(memoryview(blob)[HEADER_BYTES + data_length :]))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _checksum(fields: tuple[object, ...], payload: bytes | memoryview) -> int:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 from msgspec.structs import replace
 
 from remotedict.pure import merging
-from remotedict.pure.chains import Chains
 from remotedict.pure.entry import Entry, Item, Stamp, Tombstone, kept
+from remotedict.pure.mvcc import Chains
 from remotedict.pure.records import (
     Annotate,
     Change,

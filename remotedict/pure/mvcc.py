@@ -1,4 +1,4 @@
-"""Chains: what keys were since which commit."""
+"""Versions side by side: what keys were since which commit (multi-version concurrency control)."""
 
 from __future__ import annotations
 
