@@ -301,14 +301,9 @@ PLANTS = [
             "engine.core:Engine.stream",
             "                raise SnapshotExpiredError(gone.key) from None",
             (
-                "                raw = self._find_many(entries(gone.newer.state, [k for k, _ in window]), lambda _: None)\n"
-                "                known = gone.newer"
+                "                window = list(entries(gone.newer.state, [k for k, _ in window]))\n"
+                "                raw = self._find_many(window, lambda _: None)"
             ),
-        ),
-        (
-            "engine.core:Engine.stream",
-            "self.values.decode_all(window,",
-            "self.values.decode_all(entries(known.state, [k for k, _ in window]),",
         ),
     ),
     _plant(
