@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import random
 import time
 from typing import TYPE_CHECKING, Any
 
 from campaigns.sites import site
-from crew import crew_of, received
+from crew import crew_of
 from workers import Where, change, token_of
 
 if TYPE_CHECKING:
@@ -25,13 +26,14 @@ if TYPE_CHECKING:
 FULL, SMALL = 2000, 20
 KINDS = ("local", "azure")
 WRITERS = 8
-REST = 0.02  # of a writer between two writes, at the most; seconds
+REST = 0.1  # of a writer between two writes, at the most; seconds
 MOMENTS = {"local": 0.03, "azure": 0.06}  # a kill comes within so many seconds of the last one
 
 
 def run(kind: str, times: int, rng: random.Random, report: Report) -> None:
     """Kill `times` times."""
-    with site(kind) as place, crew_of("forkserver") as crew:
+    # A child of a fork can't use obstore if its parent has: so this process doesn't fork on Azurite.
+    with site(kind) as place, crew_of("forkserver" if kind == "azure" else "fork") as crew:
         where = place.fresh()
         with where.open() as d:
             writers = [Writer(number, where, crew, rng) for number in range(WRITERS)]
@@ -71,19 +73,19 @@ class Writer:
         self.counted = self.maybe_counted = 0
 
     def begin(self) -> None:
-        """Start the next process, and wait for its first sign of life."""
+        """Start the next process."""
         self._life += 1
         arguments = (self._where, self._number, self._life, self._rng.randrange(2**32))
         self._process, self._report = self._crew.start_with_report(write, *arguments)
-        assert received(self._report)[0] == "ready"
 
     def kill(self, report: Report) -> None:
         """Kill it, and hear what it had said until then."""
         self._crew.kill(self._process)
-        within = False
+        lived = within = False
         with contextlib.suppress(EOFError), self._report:
             while True:
                 what, token, keys = self._report.recv()
+                lived = True
                 within = what == "begun"
                 report.did("acknowledged writes", what == "done")
                 if keys == ("count",):
@@ -96,6 +98,7 @@ class Writer:
                     else:
                         self._possible[key] = [token]
         report.did("kills")
+        report.did("while it opened", not lived)
         report.did("within a write", within)
 
     def check(self, d: RemoteDict, report: Report) -> None:
@@ -126,6 +129,7 @@ def _check_count(d: RemoteDict, writers: list[Writer], report: Report) -> None:
 
 def write(where: Where, number: int, life: int, seed: int, report: Connection) -> None:
     """Say what will be written, write it, and say that it was: until the end."""
+    os.nice(10)  # who kills goes first
     rng = random.Random(seed)
     d = where.open()
     report.send(("ready", None, ()))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import time
 from pathlib import Path
@@ -20,7 +21,6 @@ from remotedict import ItemLockedError, LockLostError
 from remotedict.features import locks
 
 if TYPE_CHECKING:
-    import random
     from multiprocessing.connection import Connection
 
     from campaigns.report import Report
@@ -114,7 +114,7 @@ def _stop(pid: int, where: Where, kind: str, report: Report) -> None:
             return
         report.did("stopped under a file lock, and let go on")
         os.kill(pid, signal.SIGCONT)
-        time.sleep(0.003)
+        time.sleep(random.uniform(0.01, 0.1))  # it needs some time to leave it
 
 
 def _is_free(file: Path) -> bool:
