@@ -312,6 +312,11 @@ class Frame(pd.DataFrame):
     pass
 
 
+class Zone(dt.tzinfo):
+    def utcoffset(self, _: Any) -> dt.timedelta:
+        return dt.timedelta(hours=1)
+
+
 ITSELF: list[Any] = []
 ITSELF.append({"again": ITSELF})
 MARKED = pd.DataFrame({"a": [1]})
@@ -344,7 +349,7 @@ UNSAFE = {
     "sparse": (pd.Series(pd.arrays.SparseArray([0, 1])), "SparseArray", ""),
     "frequency": (pd.date_range("2026", periods=2, freq=HOLIDAYS), "frequency", "freq to None"),
     "class of pandas": (pd.offsets.Day(1), "Day", ""),
-    "dateutil": (pd.Timestamp("2026").tz_localize("dateutil/Europe/Berlin"), "time zone", ""),
+    "zone": ([dt.datetime(2026, 1, 2, tzinfo=Zone())], "value[0] has a time zone", "zoneinfo"),
 }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from remotedict.pure.facts import type_name
 from remotedict.pure.safe import tags
 from remotedict.pure.safe.tree import (
     Reader,
@@ -19,7 +20,6 @@ from remotedict.pure.safe.tree import (
     Writer,
     checked,
     checked_all,
-    type_title,
     within,
 )
 
@@ -374,7 +374,7 @@ def _read_array(reader: Reader, kind: Any, node: Any) -> Any:
 
 def _writer(cls: type) -> Callable[[Writer, Any], list[Any]] | None:
     """Return what writes a type of Arrow: pyarrow is imported if there is a value of it."""
-    if type_title(cls).partition(".")[0] != "pyarrow":
+    if type_name(cls).partition(".")[0] != "pyarrow":
         return None
     pa = _arrow()
     if cls in (pa.Table, pa.RecordBatch, pa.ChunkedArray):

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from pandas.tseries.frequencies import to_offset
 
+from remotedict.pure.facts import type_name
 from remotedict.pure.safe import arrow, tags
 from remotedict.pure.safe.arrays import array_node
 from remotedict.pure.safe.plain import zone_of
@@ -23,7 +24,6 @@ from remotedict.pure.safe.tree import (
     Writer,
     checked,
     checked_all,
-    type_title,
     within,
 )
 
@@ -55,7 +55,7 @@ def _column(writer: Writer, array: Any) -> list[Any]:
     for cls, write in _COLUMNS.items():
         if isinstance(array, cls):
             return write(writer, array)
-    msg = f"holds a {type_title(type(array))} (dtype {array.dtype!s:.60}), which isn't a safe type"
+    msg = f"holds a {type_name(type(array))} (dtype {array.dtype!s:.60}), which isn't a safe type"
     raise RefusedError(msg)
 
 
@@ -90,7 +90,7 @@ def _zone(writer: Writer, zone: Any) -> Any:
     if type(zone).__module__.partition(".")[0] == "pytz" and type(getattr(zone, "zone", 0)) is str:
         return zone.zone
     if type(zone) not in (dt.timezone, zoneinfo.ZoneInfo):
-        msg = f"has a time zone of type {type_title(type(zone))}; convert it to one by name"
+        msg = f"has a time zone of type {type_name(type(zone))}; convert it to one by name"
         raise RefusedError(msg)
     return writer.node(zone)
 

@@ -10,6 +10,7 @@ import uuid
 import zoneinfo
 from typing import TYPE_CHECKING, Any
 
+from remotedict.pure.facts import type_name
 from remotedict.pure.safe import tags
 from remotedict.pure.safe.tree import Reader, RefusedError, Writer, checked, within
 
@@ -68,8 +69,7 @@ def _bytes(tag: int) -> Callable[[Writer, Any], list[Any]]:
 def _zone(writer: Writer, zone: dt.tzinfo | None) -> Any:
     """Return the node of what may be the zone of a time."""
     if zone is not None and type(zone) not in (dt.timezone, zoneinfo.ZoneInfo):
-        name = f"{type(zone).__module__}.{type(zone).__qualname__}"
-        msg = f"has a time zone of type {name}; use zoneinfo.ZoneInfo or datetime.timezone"
+        msg = f"has a time zone of type {type_name(type(zone))}; use zoneinfo.ZoneInfo or datetime.timezone"
         raise RefusedError(msg)
     return writer.node(zone)
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 import msgspec
 import numpy as np
 
+from remotedict.pure.facts import type_name
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -148,20 +150,14 @@ def within(place: str, *names: Any) -> Iterator[None]:
         raise
 
 
-def type_title(cls: type) -> str:
-    """Return how errors name a class."""
-    module = getattr(cls, "__module__", "builtins")
-    return cls.__qualname__ if module == "builtins" else f"{module}.{cls.__qualname__}"
-
-
 def _refuse(writer: Writer, value: Any) -> NoReturn:
     del writer
     cls = type(value)
     known = next(
         (base for base in cls.__mro__[1:] if base in Writer.writers or base in NATIVE), None
     )
-    plain = f"; make it a plain {type_title(known)}" if known else ""
-    msg = f"is of type {type_title(cls)}, which isn't one of the safe types{plain}"
+    plain = f"; make it a plain {type_name(known)}" if known else ""
+    msg = f"is of type {type_name(cls)}, which isn't one of the safe types{plain}"
     raise RefusedError(msg)
 
 
