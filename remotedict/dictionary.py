@@ -11,8 +11,10 @@ import pandas as pd
 from remotedict.errors import (
     ConflictError,
     CorruptBlobError,
+    DecryptionError,
     KeyNotFoundError,
     RemoteDictError,
+    SignatureError,
     VersionConflictError,
 )
 from remotedict.features import files
@@ -138,6 +140,8 @@ class RemoteDict(Transactional, Versioned, Lockable, Mendable, MutableMapping[st
         self._attach(Session(place, folder_name, Options.of(options)))
         try:
             self._engine.known()  # say now what is wrong with the place, not at the first use
+        except (SignatureError, DecryptionError):
+            raise  # with other keys it may be whole
         except CorruptBlobError:
             return  # whatever is done next says so; but for repair, which needs a handle
         policy = self._session.options.history

@@ -640,3 +640,38 @@ def test_what_was_all_in_a_damaged_index_comes_back_from_its_bytes(world: World)
             lose(world, path)
     with pytest.raises(errors.CorruptBlobError, match="nothing is left"):
         world.open().repair()
+
+
+# -- what else looks after a dictionary -------------------------------------------------------
+
+
+def test_a_vacuum_after_a_repair_takes_nothing_that_is_needed(world: World):
+    d = full(world.open, history="all")
+    for n in range(100):
+        d[f"k{n % 30}"] = noise(str(n), 300)
+    d["own"] = noise("newest")
+    flip(world, INDEX, 60)
+    e = world.open()
+    report = e.repair()
+    want = dict(e.items())
+    assert want["own"] == noise("newest")
+    assert e.verify(deep=True).ok
+    e.vacuum(grace=0)
+    again = world.open()
+    assert dict(again.items()) == want
+    assert again.verify(deep=True).ok
+    assert report.kept in blobs(world)
+    assert len(again.history()) > 100
+
+
+def test_a_copy_is_verified_and_vacuumed_as_any_other(world: World):
+    d = full(world.open)
+    d["own"] = noise("newest")
+    there = remotedict.MemoryDictionary(retention=0)
+    d.export(there)
+    assert there.verify(deep=True).ok
+    want = dict(d.items())
+    there["mine"] = 1
+    there.vacuum(grace=0)
+    assert dict(there.items()) == want | {"mine": 1}
+    assert there.verify(deep=True).ok

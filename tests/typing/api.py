@@ -21,6 +21,7 @@ import pandas as pd
 
 import remotedict
 from remotedict import (
+    CopyReport,
     Event,
     ItemLockedError,
     ItemLockedException,
@@ -30,6 +31,7 @@ from remotedict import (
     MemoryDictionary,
     RemoteDict,
     RemoteDictError,
+    RepairReport,
     Snapshot,
     Stats,
     UnknownOutcomeError,
@@ -218,3 +220,13 @@ other.close()
 assert_type(d.stats - other.stats, Stats)
 assert_type(d.stats.requests, int)
 MemoryDictionary(cache_dir=Path("cache"), cache_dir_bytes=10**9)
+
+# -- the bad day, and moving house ------------------------------------------------------------
+
+assert_type(d.repair(), RepairReport)
+assert_type(d.repair(dry_run=True, deep=True, fall_back=True).restored, dict[str, str])
+assert_type(d.repair().lost_commits, tuple[tuple[int, int | None], ...])
+assert_type(d.export("file:///backup"), CopyReport)
+assert_type(d.export(MemoryDictionary()).missing, tuple[str, ...])
+assert_type(remotedict.copy("here", Path("there")), CopyReport)
+assert_type(remotedict.copy(d, local), CopyReport)
