@@ -38,7 +38,7 @@ def _environment(**more: str) -> dict[str, str]:
 def test_a_planted_bug_is_found(plant):
     # A change of the engine changes what the seeds do: if the recorded one finds it no longer,
     # another one must.
-    recorded = json.loads(RECORDED.read_text())[plant.name]
+    recorded = json.loads(RECORDED.read_text()).get(plant.name, 0)
     with planted(plant):
         assert any(simulate(draw(seed)).violations for seed in [recorded, *range(WITHIN)])
 

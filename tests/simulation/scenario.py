@@ -181,7 +181,7 @@ THEMES: dict[str, tuple[str, str, dict[str, tuple[Any, ...]]]] = {
         },
     ),
     "interrupts": (
-        "set set_many update put_file get put delete transaction section",
+        "set set_many update put_file get put delete pop popitem transaction section",
         "interrupt",
         {"inline_bytes": (0,), "keys": (1, 2), "rate": (0.0, 0.1), "blows": (3, 6)},
     ),
