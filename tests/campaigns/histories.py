@@ -268,7 +268,12 @@ class Witness:
     def _compare(self, before: State, state: State, commit: Commit, call: Call) -> None:
         """Compare what a commit says that it changes with what the call's words say."""
         changes = {c.key: c for c in commit.changes if isinstance(c, Set | Delete)}
-        due = {key: n for key, n in state.versions.items() if n != before.versions.get(key, 0)}
+        # What is set and deleted in one commit, and wasn't there before, is no change.
+        due = {
+            key: n
+            for key, n in state.versions.items()
+            if n != before.versions.get(key, 0) and (key in before.items or key in state.items)
+        }
         state.versions = before.versions | {key: c.version for key, c in changes.items()}
         check = self._report.check
         check(changes.keys() == due.keys(), f"{call} changed {[*changes]}, not {[*due]}")
