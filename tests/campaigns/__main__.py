@@ -37,9 +37,11 @@ def main() -> None:
             times = given.times or (campaign.SMALL if given.small else campaign.FULL)
             report, begun = Report(), time.monotonic()
             print(f"{name} on {kind}: {times} times, seed {given.seed}", flush=True)
-            campaign.run(kind, times, random.Random(given.seed), report)
-            took = time.monotonic() - begun
-            print(f"{name} on {kind}, in {took:,.0f} s: {report}", flush=True)
+            try:
+                campaign.run(kind, times, random.Random(given.seed), report)
+            finally:
+                took = time.monotonic() - begun
+                print(f"{name} on {kind}, in {took:,.0f} s: {report}", flush=True)
             anomalies += len(report.anomalies)
     sys.exit(anomalies > 0)
 

@@ -86,10 +86,10 @@ class FaultProxy:
 
         async def stop() -> None:
             self._server.close()
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.sleep(0.01)  # until the connections are closed
 
         asyncio.run_coroutine_threadsafe(stop(), self._loop).result()
