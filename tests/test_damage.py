@@ -290,7 +290,6 @@ def test_every_bit_of_a_frame_counts(whole: Whole, kind: str):
                 data[at] ^= 1 << bit
 
 
-@pytest.mark.xfail(strict=True, reason="codec and flags of a value's start have no checksum yet")
 @MERGED
 def test_every_bit_of_a_value_counts(whole: Whole):
     for key, (path, offset, length) in whole.places.items():

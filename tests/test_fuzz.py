@@ -357,7 +357,7 @@ def damaged_value(rnd: random.Random, blob: bytes) -> bytes:
         rest = rest[: -16 - min(size, len(rest) - 16)] + raw + end
     fields = [len(about), *fields]
     unchecked = codec._START.pack(magic, version, kind, flags, 0, *fields) + about
-    checksum = codec.digest(unchecked[codec._CHECKED :])
+    checksum = codec.digest(unchecked[codec._CHECKED :], codec._seed(unchecked))
     head = codec._START.pack(magic, version, kind, flags, checksum, *fields) + about
     return head + rechecked(rest, checksum)
 

@@ -132,7 +132,7 @@ def bomb(claims: int, body: bytes, chunk: int = (1 << 32) - 1, kind: int = 0) ->
     about = msgspec.msgpack.encode(codec.About("k", "3", "", []))
     fields = (len(about), chunk, *MINE.values(), claims)
     unchecked = codec._START.pack(chunks.MAGIC, 1, kind, 0, 0, *fields) + about
-    checksum = codec.digest(unchecked[codec._CHECKED :])
+    checksum = codec.digest(unchecked[codec._CHECKED :], codec._seed(unchecked))
     head = codec._START.pack(chunks.MAGIC, 1, kind, 0, checksum, *fields) + about
     return head + chunks.HEADER.pack(codec.digest(body, checksum), len(body)) + body
 

@@ -168,7 +168,8 @@ def mended(value, start):
     """Write the right checksums into a value of one chunk or more; return where it ends."""
     length, chunk, _, _, size = struct.unpack_from("<II16s16sQ", value, start + 16)
     head = start + codec.START_BYTES + length
-    checksum = xxhash.xxh3_64_intdigest(value[start + 16 : head])
+    seed = int.from_bytes(value[start : start + 8], "little")
+    checksum = xxhash.xxh3_64_intdigest(value[start + 16 : head], seed)
     struct.pack_into("<Q", value, start + 8, checksum)
     count = -(-size // chunk) if chunk else 0
     at = head

@@ -56,10 +56,10 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1024 * 1024
 """How many bytes of a value are compressed, checked and read as one."""
 
-# Magic, format version, codec, flags; checksum of the rest and of what follows up to the first
+# Magic, format version, codec, flags; checksum of all that and of what follows up to the first
 # chunk; length of that, size of a chunk, dictionary, generation, size of the first part.
 _START = struct.Struct("<4sHBBQII16s16sQ")
-_CHECKED = 16  # from here on
+_CHECKED = 16  # from here on; what comes before the checksum is its seed
 _USUALLY, _REST = struct.Struct("<4sHBB"), struct.Struct("<QII16s16sQ")
 _BUFFERS = (bytes, bytearray, memoryview)
 START_BYTES = _START.size
@@ -71,7 +71,9 @@ _HEADER_MAX = 16 * 1024 * 1024
 PYTHON = python_version()
 
 _USUAL = {
-    _USUALLY.pack(MAGIC, FORMAT_VERSION, kind, 0): codec for kind, codec in enumerate(_CODECS)
+    usual: (codec, int.from_bytes(usual, "little"))
+    for kind, codec in enumerate(_CODECS)
+    for usual in [_USUALLY.pack(MAGIC, FORMAT_VERSION, kind, 0)]
 }
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -241,8 +243,12 @@ def opening(
         context = _START.pack(MAGIC, FORMAT_VERSION, kind, flags, 0, *fields)
         about = keyring.close(about, context)
     unchecked = _START.pack(MAGIC, FORMAT_VERSION, kind, flags, 0, *fields) + about
-    checksum = digest(unchecked[_CHECKED:])
+    checksum = digest(unchecked[_CHECKED:], _seed(unchecked))
     return _START.pack(MAGIC, FORMAT_VERSION, kind, flags, checksum, *fields) + about
+
+
+def _seed(head: Buffer) -> int:
+    return int.from_bytes(head[: _USUALLY.size], "little")
 
 
 class Sent:
@@ -378,8 +384,8 @@ def intact(data: bytes, dictionary: bytes, generation: bytes, nbytes: int) -> Un
 
     To look at many small values part by part costs more than the values.
     """
-    codec = _USUAL.get(data[: _USUALLY.size])
-    if codec is None or len(data) < START_BYTES:
+    codec, seed = _USUAL.get(data[: _USUALLY.size], ("", 0))
+    if not codec or len(data) < START_BYTES:
         return None
     checksum, length, chunk, whose, which, size = _REST.unpack_from(data, _USUALLY.size)
     at = START_BYTES + length
@@ -388,7 +394,7 @@ def intact(data: bytes, dictionary: bytes, generation: bytes, nbytes: int) -> Un
         which != generation
         or whose != dictionary
         or not body
-        or digest(data[_CHECKED:at]) != checksum
+        or digest(data[_CHECKED:at], seed) != checksum
         or HEADER.unpack_from(data, at) != (digest(body, checksum), len(body))
         or not 0 < size <= chunk
         or size != nbytes
@@ -567,7 +573,7 @@ def any_header(
     if version > FORMAT_VERSION:
         raise FormatVersionError(path, f"a value has format version {version}")
     at = START_BYTES + length
-    if digest(view[_CHECKED:at]) != checksum or version != FORMAT_VERSION:
+    if digest(view[_CHECKED:at], _seed(view)) != checksum or version != FORMAT_VERSION:
         raise CorruptBlobError(path, "a value's header fails its checksum")
     check_flags(flags & ~_MORE, keyring, path)
     if kind >= len(_CODECS):

@@ -316,7 +316,9 @@ class Reader:
         length, cut, dictionary, generation, size = struct.unpack("<II16s16sQ", blob[16:64])
         assert (magic, version) == (b"RDvl", 1)
         about, rest = blob[64 : 64 + length], blob[64 + length :]
-        assert xxhash.xxh3_64_intdigest(blob[16 : 64 + length]) == seed
+        assert seed == xxhash.xxh3_64_intdigest(
+            blob[16 : 64 + length], int.from_bytes(blob[:8], "little")
+        )
         _key, _, _, more = msgspec.msgpack.decode(about)
         assert flags == (128 if more else 0)
         sizes = [size, *more]
