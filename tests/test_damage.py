@@ -16,6 +16,7 @@ import pytest
 from remotedict import LocalDictionary, RemoteDict, errors
 from remotedict.backend.memory import MemoryBackend
 from remotedict.pure import codec, records
+from remotedict.pure.coding import Codec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
