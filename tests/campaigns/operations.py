@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import uuid
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import remotedict
 from remotedict import RemoteDict
 
 if TYPE_CHECKING:
@@ -50,6 +52,12 @@ def public_names() -> set[str]:
         for name in own - _NOT_OPERATIONS
         if not name.startswith("_") or name in special or name.startswith("__")
     }
+
+
+def _exported(d: RemoteDict) -> Any:
+    url = f"memory://{uuid.uuid4().hex}"
+    d.export(url)
+    return remotedict.open(url).copy()
 
 
 def prepare(d: RemoteDict) -> None:
@@ -233,7 +241,11 @@ OPERATIONS = [
     Operation("__reduce__", lambda d: len(pickle.dumps(d)) > 0),
     Operation("__enter__", _in_context),
     Operation("__exit__", _in_context),
+    Operation("verify", lambda d: d.verify(deep=True).ok),
+    Operation("repair", lambda d: d.repair().whole),
+    Operation("export", _exported),
     # Writes.
+    Operation("vacuum", lambda d: d.vacuum().blobs, 1),
     Operation("__setitem__", _set_small, 1),
     Operation("__setitem__", _set_large, 1),
     Operation("__setitem__", _set_many, 1),

@@ -14,7 +14,7 @@ from greenlet import getcurrent
 
 import remotedict.session
 from remotedict import RemoteDict
-from remotedict.engine import core, garbage, reader, rewrite, upkeep, values
+from remotedict.engine import core, garbage, reader, relayout, upkeep, values
 from remotedict.engine.index import IndexBlob, Known
 from remotedict.engine.runtime import AbandonedError
 from remotedict.errors import RemoteDictError
@@ -317,7 +317,7 @@ def tuned(tuning: dict[str, Any], world: World) -> Iterator[None]:
         "LOG_SECONDS": [upkeep],
         "BATCH": [garbage],
         "PIECE_BYTES": [reader, values],
-        "PACK_BYTES": [values, core, rewrite],
+        "PACK_BYTES": [values, core, relayout],
         "CHUNK_BYTES": [codec],
         "_SMALL": [files],
         "_UPLOAD_ITEMS": [core],
