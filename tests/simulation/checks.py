@@ -377,7 +377,7 @@ def _justified(world: World, witness: Witness, call: Call, error: BaseException)
         return _went_back(witness, call)
     if isinstance(error, StoreUnavailableError):
         if "removed as garbage" in str(error):
-            return any(c.kind == "forget" for c in world.history)
+            return any(c.kind in {"forget", "vacuum"} for c in world.history)
         return world.rough or "other writers were quicker" in str(error)
     if call.kind == "mirrored" and isinstance(error, KeyNotFoundError):
         return True

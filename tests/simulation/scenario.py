@@ -246,7 +246,7 @@ def draw(seed: int) -> Scenario:
     clients = []
     for n in range(count):
         slowly = choice((1, 1, 1, 10), "slowness")
-        mine = Weather(latency * slowly, spikes, rate * choice((0, 1, 1, 1)), faults)
+        mine = Weather(min(latency * slowly, 1.0), spikes, rate * choice((0, 1, 1, 1)), faults)
         clients.append(
             Client(
                 {
