@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,12 @@ def azurite() -> Iterator[Azurite]:
     """Azurite, running for the whole session; every test makes its own container in it."""
     with Azurite() as server:
         yield server
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let tests be interrupted in the workers of pytest-xdist, too: these ignore it otherwise."""
+    if hasattr(config, "workerinput"):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Shop:

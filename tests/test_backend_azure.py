@@ -708,7 +708,7 @@ def test_a_container_being_deleted_is_told_by_every_verb(service, connect, verb)
 
 def test_a_container_being_deleted_is_told_by_the_dictionary(service):
     def deleting(request):
-        creation = parse_qs(urlsplit(request.path).query).get("restype") == ["container"]
+        creation = request.command == "PUT" and "restype=container" in request.path
         told = (409, "ContainerBeingDeleted") if creation else (404, "ContainerNotFound")
         answer(told[0], code=told[1])(request)
 

@@ -587,6 +587,7 @@ MADE = [
     errors.ConflictError(["a", "b"]),
     errors.CredentialsError("text"),
     errors.DecryptionError("f/blob", "why"),
+    errors.DestinationError("text"),
     errors.DictionaryChangedError("text"),
     errors.FormatVersionError("f/blob", "why"),
     errors.HistoryGapError(3, 8),

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from machine import Machine, content
 from remotedict import CorruptBlobError, FormatVersionError, InvalidNameError
 from remotedict.pure import codec, lz4, naming, plan, records
+from remotedict.pure.coding import Codec
 from remotedict.pure.records import (
     Annotate,
     CheckpointRef,
@@ -264,7 +265,7 @@ def test_to_keep_no_version_at_all_is_refused(drop):
 
 # -- values ---------------------------------------------------------------------------------
 
-MINE = {"key": "k", "dictionary": b"d" * 16, "generation": b"g" * 16}
+MINE = {"key": "k", "dictionary": b"d" * 16, "generation": b"g" * 16, "by": Codec("pickle")}
 
 
 @pytest.fixture(scope="module")
