@@ -153,6 +153,8 @@ class Maintained:
         ------
         AccessDeniedError
             These credentials may not list blobs.
+        FormatVersionError
+            A newer remotedict wrote the index: that is no damage.
 
         Examples
         --------

@@ -155,7 +155,7 @@ class Verification:
     def _run(self, progress: Progress) -> VerifyReport:
         try:
             known, log = self._loaded()
-        except (*_DAMAGED, DictionaryChangedError) as exc:
+        except (CorruptBlobError, DictionaryChangedError) as exc:
             return self._broken(exc)
         if known.index is None:
             return self._without_index(progress)
@@ -166,7 +166,7 @@ class Verification:
             self._read_values(known, progress)
         try:
             findings = self._judged_anew() if self._suspects else []
-        except (*_DAMAGED, DictionaryChangedError) as exc:
+        except (CorruptBlobError, DictionaryChangedError) as exc:
             return self._broken(exc)
         return VerifyReport(
             tuple(findings), known.state.seq, len(known.state), *tallies, self._deep
@@ -174,7 +174,7 @@ class Verification:
 
     def _broken(self, exc: RemoteDictError) -> VerifyReport:
         """Return what there is to say if the index can't be read."""
-        blob = exc.blob if isinstance(exc, _DAMAGED) else self._layout.index
+        blob = exc.blob if isinstance(exc, CorruptBlobError) else self._layout.index
         finding = Finding(blob, _reason(exc), (), _OF_INDEX)
         return VerifyReport((finding,), 0, 0, Tally(1), Tally(), Tally(), self._deep)
 
