@@ -12,7 +12,7 @@ import xxhash
 from msgspec.structs import replace
 
 from remotedict.backend import NOT_MODIFIED, PIECE_BYTES, BlobNotFound, PreconditionFailed
-from remotedict.engine.garbage import BATCH
+from remotedict.engine.garbage import BATCH, owner
 from remotedict.engine.inspection import Inspection
 from remotedict.engine.reader import stream
 from remotedict.engine.replacing import current, replace_index
@@ -23,7 +23,7 @@ from remotedict.errors import (
     HistoryGapError,
     StoreUnavailableError,
 )
-from remotedict.pure import codec, plan, records
+from remotedict.pure import plan
 from remotedict.pure.records import Commit, Index, Unlock, decode, encode
 from remotedict.pure.references import References
 
@@ -203,26 +203,15 @@ class Copy:
     def _check_leftovers(self, index: Index, there: dict[str, int]) -> None:
         """Refuse a place in which something else lies than an unfinished copy."""
         for reference in islice(there, _SAMPLE):
-            path = self._target.layout.path(reference)
-
-            if there[reference] and self._owner(reference, there[reference]) != index.dictionary:
+            path, size = self._target.layout.path(reference), there[reference]
+            if not size:
+                continue
+            whose = owner(self._target.backend, path, reference, size, self._source.keyring)
+            if whose != index.dictionary:
                 raise self._refused(
                     f"has blobs of another dictionary, such as {path!r}, though no index: that may "
                     "be repaired. Copy to an empty place, or delete them first"
                 )
-
-    def _owner(self, reference: str, size: int) -> bytes | None:
-        """Return which dictionary a blob at the destination is of."""
-
-        def read(offset: int, length: int) -> bytes:
-            path = self._target.layout.path(reference)
-            got = self._target.backend.get(path, range=(offset, length))
-            assert got is not NOT_MODIFIED  # noqa: S101 - for the type checker
-            return bytes(got.data)
-
-        if reference[0] in "vp":
-            return codec.dictionary_of(read(0, codec.START_BYTES))
-        return records.dictionary_of(read, size, self._source.keyring)
 
     def _refused(self, why: str) -> DestinationError:
         return DestinationError(f"the destination, {self._target.layout.folder!r}, {why}")

@@ -46,6 +46,27 @@ def references_of(entries: Iterable[tuple[str, Entry]]) -> set[str]:
     return {entry.range(key).blob for key, entry in entries}
 
 
+def owner(
+    backend: Patient, path: str, reference: str, size: int, keyring: Keyring | None
+) -> bytes | None:
+    """Return the id of the dictionary that a blob is of, by its bytes; None if it is of none.
+
+    Raises
+    ------
+    BlobNotFound
+        There is no such blob.
+    """
+
+    def read(offset: int, length: int) -> bytes:
+        got = backend.get(path, range=(offset, length))
+        assert got is not NOT_MODIFIED  # noqa: S101 - for the type checker
+        return bytes(got.data)
+
+    if reference[:1] in ("v", "p"):
+        return codec.dictionary_of(read(0, codec.START_BYTES))
+    return records.dictionary_of(read, size, keyring)
+
+
 class Judged(NamedTuple):
     """What one blob of a listing is: `reference` is None if its name isn't ours."""
 
@@ -139,16 +160,11 @@ class Garbage:
         return {blob.name for blob, own in zip(blobs, mine, strict=True) if own}
 
     def _is_own(self, blob: BlobInfo) -> bool:
-        def read(offset: int, length: int) -> bytes:
-            got = self._backend.get(blob.name, range=(offset, length))
-            assert got is not NOT_MODIFIED  # noqa: S101 - for the type checker
-            return bytes(got.data)
-
         if not blob.size:
             return False
+        reference = self._layout.reference(blob.name) or ""
         try:
-            if (self._layout.reference(blob.name) or "")[:1] in ("v", "p"):
-                return codec.dictionary_of(read(0, codec.START_BYTES)) == self._dictionary
-            return records.dictionary_of(read, blob.size, self._keyring) == self._dictionary
+            found = owner(self._backend, blob.name, reference, blob.size, self._keyring)
         except BlobNotFound:  # somebody else has deleted it
             return True
+        return found == self._dictionary

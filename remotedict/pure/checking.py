@@ -41,10 +41,7 @@ def check_value(
     CorruptBlobError
         The bytes fail a checksum, or are those of another generation or dictionary.
     """
-    more = iter(data)
-    view = memoryview(next(more, b""))
-    while len(view) < codec.head_bytes(view) and (piece := next(more, None)):
-        view = memoryview(b"".join([view, piece]))
+    view, more = codec.begun(data)
     header, at = codec.read_header(view, dictionary, generation, path, keyring)
     binding = Binding(header.checksum, generation, keyring)
     source = codec.Source(view, at, more, path)

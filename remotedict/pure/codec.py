@@ -445,13 +445,7 @@ def unpack(
     FormatVersionError
         A newer remotedict wrote them.
     """
-    more: Iterator[Buffer] = iter(())
-    if not isinstance(data, _BUFFERS):
-        more = iter(data)
-        data = next(more, b"")
-    view = memoryview(data)
-    while len(view) < head_bytes(view) and (piece := next(more, None)):  # a very long key
-        view = memoryview(b"".join([view, piece]))
+    view, more = begun(data)
     header, at = read_header(view, dictionary, generation, path, keyring)
     binding = Binding(header.checksum, generation, keyring)
     codec, sizes, about = header.codec, header.parts, header.about
@@ -472,6 +466,18 @@ def unpack(
     parts = [np.empty(part, np.uint8).data for part in sizes]
     _fill(parts, source, header.chunk, binding, map if size < INSTANT_BYTES else run)
     return codec, parts, about
+
+
+def begun(data: Buffer | Iterable[Buffer]) -> tuple[memoryview, Iterator[Buffer]]:
+    """Return the bytes that a value's header is in, and what comes then."""
+    more: Iterator[Buffer] = iter(())
+    if not isinstance(data, _BUFFERS):
+        more = iter(data)
+        data = next(more, b"")
+    view = memoryview(data)
+    while len(view) < head_bytes(view) and (piece := next(more, None)):  # a very long key
+        view = memoryview(b"".join([view, piece]))
+    return view, more
 
 
 class Source:

@@ -37,10 +37,7 @@ def measure(data: Iterable[Buffer], path: str, keyring: Keyring | None) -> tuple
     FormatVersionError
         A newer remotedict wrote it.
     """
-    more = iter(data)
-    view = memoryview(next(more, b""))
-    while len(view) < codec.head_bytes(view) and (piece := next(more, None)):  # a very long key
-        view = memoryview(b"".join([view, piece]))
+    view, more = codec.begun(data)
     header, at = codec.any_header(view, path, keyring)
     binding = Binding(header.checksum, header.generation, keyring)
     source = codec.Source(view, at, more, path)
