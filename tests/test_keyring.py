@@ -52,14 +52,14 @@ def filled(d):
     model = {f"n{n}": rng.randbytes(rng.choice([0, 5, 90, 700])) for n in range(40)}
     for key, value in model.items():
         d[key] = value
-    bulk = {f"p{n}": {"text": CANARY * 50, "n": n} for n in range(30)}
+    bulk = {f"packed-{n}": {"text": CANARY * 50, "n": n} for n in range(30)}
     bulk |= {"array": np.arange(300_000.0), "bytes": rng.randbytes(2_500_000)}
     d.update(bulk)
     d.put("described", 1, metadata={"owner": CANARY})
-    d.copy_item("p1", "copy")
+    d.copy_item("packed-1", "copy")
     with d.commit(comment=CANARY, author=CANARY):
-        d["p1"] = "another"
-    return {**model, **bulk, "described": 1, "copy": bulk["p1"], "p1": "another"}
+        d["packed-1"] = "another"
+    return {**model, **bulk, "described": 1, "copy": bulk["packed-1"], "packed-1": "another"}
 
 
 def same(d, model):
@@ -87,11 +87,11 @@ def test_it_is_a_dictionary_like_any_other(shop, small, keys):
     with other.open("file") as file:
         file.seek(2_000_000)
         assert file.read(5) == b"line\n"
-    assert CANARY in set(other.history("p1")["comment"])
-    other.revert("p1", 1)
-    model["p1"] = model["p2"] | {"n": 1}
-    other.forget("p3")
-    del model["p3"]
+    assert CANARY in set(other.history("packed-1")["comment"])
+    other.revert("packed-1", 1)
+    model["packed-1"] = model["packed-2"] | {"n": 1}
+    other.forget("packed-3")
+    del model["packed-3"]
     same(d, model)
     same(shop.open(**keys, cache_bytes=0), model)
 
@@ -103,7 +103,7 @@ def test_what_is_encrypted_shows_only_names_and_sizes(world, small):
     model = filled(d)
     d.lock_item("described")
     stored = b"".join(blobs(world).values())
-    for plain in (CANARY, "described", "float64", "p17"):
+    for plain in (CANARY, "described", "float64", "packed-17"):
         assert plain.encode() not in stored
     for block in (model["bytes"][:64], model["array"].tobytes()[8000:8064]):
         assert block not in stored
@@ -205,7 +205,7 @@ def test_no_byte_of_any_blob_can_be_changed(world, small, keys):
             try:
                 reader = world.open(**keys, cache_bytes=0)
                 same(reader, model)
-                assert len(reader.history("p1")) == 2
+                assert len(reader.history("packed-1")) == 2
             except (SignatureError, DecryptionError) as exc:
                 found += exc.blob == path
             except (CorruptBlobError, FormatVersionError) as exc:

@@ -16,4 +16,8 @@ process.stdin.on("close", () => {
 });
 process.stdin.unref(); // Else waiting for the parent keeps this process alive after SIGTERM.
 
+// Every 5 s Azurite saves what it knows of all blobs, which with many of them stops it for a second.
+// Nobody will ever load it.
+require("lokijs").prototype.autosaveDirty = () => false;
+
 require("azurite/dist/src/blob/main.js");

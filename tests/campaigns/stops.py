@@ -33,6 +33,8 @@ SMALL_KINDS = ("local",)  # on Azure a lease lasts 15 s
 HOLDERS = 4
 KEYS = {"local": 5, "azure": 12}  # of each holder
 LEASE = {"local": 1.0, "azure": 15.0}
+TOLD = 30.0
+"""In so many seconds a holder that goes on must have been told of each of its losses."""
 
 
 def run(kind: str, times: int, rng: random.Random, report: Report) -> None:
@@ -74,7 +76,9 @@ def _take_all_over(
     finally:
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
-    for _, said, _ in holders:
+    for _, said, orders in holders:
+        if not said.poll(TOLD):
+            orders.send("enough")
         told = received(said)
         report.did("told of the loss", sum(error == "LockLostError" for error in told.values()))
         report.check(
@@ -84,9 +88,9 @@ def _take_all_over(
         report.did("takeovers")
         now = (d.version(key), d[key])
         report.check(now == (taken[key], "taken"), f"{key!r} is {now} after it was taken over")
-        if key in d.locks:
-            report.check(d.locks[key].mine, f"the taker's lock on {key!r} is another's")
-            d.unlock_item(key)
+        if lock := d.locks.get(key):
+            report.check(lock.mine, f"the taker's lock on {key!r} is another's")
+            d.unlock_item(key, force=not lock.mine)
 
 
 def _take_over(d: RemoteDict, key: str, by_lock: bool, report: Report) -> None:
@@ -132,13 +136,15 @@ def hold(
     locks.LEASE_SECONDS = lease
     keys = [f"{number}-{n}" for n in range(count)]
     d = where.open(author=f"holder {number}")
-    while orders.recv() == "lock":
+    while (order := orders.recv()) != "end":
+        if order != "lock":
+            continue  # it was told of all in that moment
         for key in keys:
             d.lock_item(key, -1)
         report.send(keys)
         told: dict[str, str] = {}
         n = 0
-        while len(told) < count:
+        while len(told) < count and not orders.poll():
             n += 1
             for key in keys:
                 if key not in told:
@@ -148,4 +154,4 @@ def hold(
                         told[key] = type(exc).__name__
                     except Exception as exc:  # noqa: BLE001 - it is told
                         told[key] = repr(exc)
-        report.send(told)
+        report.send(dict.fromkeys(keys, "nothing") | told)
