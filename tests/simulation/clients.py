@@ -140,6 +140,8 @@ class VirtualClient:
             try:
                 self._run(n, rest, opened)
             finally:
+                if self.main is thread:
+                    self.main = None
                 if process.alive:
                     self.busy -= 1
                     self.world.rest()
