@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 from remotedict.backend import NOT_MODIFIED, Metered, PreconditionFailed, TransientError, pieces
@@ -24,12 +23,29 @@ if TYPE_CHECKING:
     from remotedict.engine.stats import Meter
 
 
+class _Answered:
+    """The context of a request: one that gets no usable answer is counted."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, cls: type[BaseException] | None, exc: BaseException | None, tb: object
+    ) -> None:
+        if isinstance(exc, TransientError):
+            self._meter.retry()
+
+
 class Counted:
     """A backend whose verbs are counted, each as one request unless it is `Metered` itself."""
 
     def __init__(self, backend: Backend, meter: Meter) -> None:
         self._backend = backend
         self._meter = meter
+        self._answered = _Answered(meter)
         self._knows_better = isinstance(backend, Metered)
         if self._knows_better:
             cast("Metered", backend).meter = meter
@@ -42,14 +58,6 @@ class Counted:
         if not self._knows_better:
             self._meter.received(down)
 
-    @contextmanager
-    def _answered(self) -> Iterator[None]:
-        try:
-            yield
-        except TransientError:
-            self._meter.retry()
-            raise
-
     def get(
         self,
         path: str,
@@ -59,7 +67,7 @@ class Counted:
     ) -> Got | NotModified:
         """See `Backend.get`."""
         self._sent("get")
-        with self._answered():
+        with self._answered:
             got = self._backend.get(path, range=range, if_none_match=if_none_match)
         if got is NOT_MODIFIED:
             self._meter.add(not_modified=1)
@@ -75,7 +83,7 @@ class Counted:
             self._sent("put")
             data = self._measured(data)
         try:
-            with self._answered():
+            with self._answered:
                 return self._backend.put(path, data, if_match=if_match, if_absent=if_absent)
         except PreconditionFailed:
             self._meter.add(conflicts=1)
@@ -99,19 +107,19 @@ class Counted:
         paths = list(paths)
         for _ in paths:
             self._sent("delete")
-        with self._answered():
+        with self._answered:
             self._backend.delete(paths)
 
     def list(self, prefix: str) -> Iterator[BlobInfo]:
         """See `Backend.list`."""
         self._sent("list")
-        with self._answered():
+        with self._answered:
             yield from self._backend.list(prefix)
 
     def lease(self, path: str, seconds: float, *, lease_id: str, force: bool = False) -> Lease:
         """See `Backend.lease`."""
         self._sent("lease")
-        with self._answered():
+        with self._answered:
             lease = self._backend.lease(path, seconds, lease_id=lease_id, force=force)
         return lease if self._knows_better else _CountedLease(lease, self._meter)
 

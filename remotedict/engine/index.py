@@ -46,6 +46,12 @@ class Known:
         """Return the same with another state of the same dictionary."""
         return replace(self, state=state)
 
+    def checked_by(self, number: int) -> Known:
+        """Return the same, found current by a check as well."""
+        if number <= self.checked:
+            return self
+        return Known(self.etag, self.index, self.state, self.settled, number)
+
 
 class IndexBlob:
     """Follows the index blob of one dictionary. Thread-safe.
@@ -217,7 +223,7 @@ class IndexBlob:
         # What is known may be newer than what was asked about, never older.
         with self._lock:
             assert self.known is not None  # noqa: S101 - for the type checker
-            self.known = replace(self.known, checked=max(self.known.checked, number))
+            self.known = self.known.checked_by(number)
             return self.known
 
     def _check_identity(self, base: Known, old: Index, new: Index) -> None:
@@ -309,7 +315,7 @@ class IndexBlob:
         if known.state.due_for_rebase():
             known = replace(known, state=known.state.rebased())
         if self.known:
-            known = replace(known, checked=max(known.checked, self.known.checked))
+            known = known.checked_by(self.known.checked)
         self.known = known
         return known
 

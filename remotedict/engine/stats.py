@@ -112,7 +112,8 @@ class Meter:
 
     def received(self, down: int) -> None:
         """See `remotedict.backend.Meter`."""
-        self.add(bytes_down=down)
+        with self._lock:
+            self._counts["bytes_down"] += down
 
     def retry(self) -> None:
         """See `remotedict.backend.Meter`."""

@@ -18,20 +18,28 @@ PROGRESSION = 2  # the first number, and the difference of any two neighbours
 
 ALIGNMENT = 8  # of what is stored of each column
 
+_FEW = 64  # numbers, of which a list is sooner made than numpy asked anything
 _UNSIGNED = ("|u1", "<u2", "<u4", "<u8")
 
 
 def narrowed(array: Array) -> Array:
-    """Return the same numbers in the least width that holds them; one number in none at all."""
+    """Return the same numbers in the least width that holds them; many like one in none at all."""
     if array.dtype.kind != "u":
         return array
     if not len(array):
         return array.astype(np.uint8)
+    if len(array) < _FEW:
+        return array.astype(_least(max(array.tolist())), copy=False)
     low, high = int(array.min()), int(array.max())
     dtype = np.min_scalar_type(high)
     if low == high:
         return np.broadcast_to(np.array(high, dtype), len(array))
     return array.astype(dtype, copy=False)
+
+
+def _least(number: int) -> str:
+    """Return the least type that holds a number."""
+    return _UNSIGNED[(number >= 1 << 8) + (number >= 1 << 16) + (number >= 1 << 32)]
 
 
 def pack(name: str, array: Array) -> tuple[Column, bytes]:

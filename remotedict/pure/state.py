@@ -369,8 +369,9 @@ class State:
         return grown.ids[at] if 0 <= at < len(grown.ids) and seq <= self.seq else None
 
     def _recent(self) -> list[bytes]:
-        seqs = range(self.seq - RECENT_IDS + 1, self.seq + 1)
-        return [known for seq in seqs if (known := self.commit_id(seq))]
+        grown = self._grown
+        end = self.seq + 1 - grown.ids_start
+        return grown.ids[max(end - RECENT_IDS, 0) : end]
 
     def apply(self, commit: Commit) -> State:
         """Return the state after `commit`, which must be the next one."""
@@ -490,7 +491,9 @@ class State:
                 settled[key] = early
             if late := [(seq, item) for seq, item in items if seq > cut]:
                 later.of[key] = late
-        table, floor = merging.updated(grown.base, settled, forgotten), grown.floor
+        table, floor = grown.base, grown.floor
+        if settled:
+            table = merging.updated(table, settled, forgotten)
         if drop:
             table, dropped = table.pruned(drop.before, drop.versions)
             floor = max(floor, dropped)

@@ -1,5 +1,6 @@
 """Run many seeds: ``python -m simulation --seeds 1000000``, from the folder `tests`.
 
+With ``--into FILE`` what was run is kept, and a run that was interrupted goes on where it stopped.
 With ``--seed N`` one is run and its trace printed; ``--shrink`` makes it smaller first.
 ``--plants`` looks for a seed that finds each planted bug, and records it for the tests.
 """
@@ -11,12 +12,15 @@ import gc
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
+import remotedict
 from simulation.plants import PLANTS, RECORDED, planted
 from simulation.scenario import draw
 from simulation.shrinking import shrunk
@@ -41,20 +45,52 @@ _DULL = re.compile(r" renew \S+  done$")
 
 
 class Sum(NamedTuple):
-    """What came of some seeds."""
+    """What came of the seeds from `first` on.
 
-    seeds: int
-    calls: int
-    requests: int
-    commits: int
-    failed: dict[int, str]
+    Attributes
+    ----------
+    version : str
+        The commit of the engine, and of the simulation.
+    seconds : float
+        Of a processor.
+    failed : dict
+        By seed, what is wrong.
+    """
+
+    version: str
+    first: int
+    seeds: int = 0
+    calls: int = 0
+    requests: int = 0
+    commits: int = 0
+    seconds: float = 0.0
+    failed: dict[str, str] = {}  # noqa: RUF012 - never changed
+
+    @property
+    def end(self) -> int:
+        """The first seed that hasn't been run."""
+        return self.first + self.seeds
+
+    def grown(self, part: Sum) -> Sum:
+        """Return the sum with what came of the next seeds."""
+        counts = (mine + more for mine, more in zip(self[2:-1], part[2:-1], strict=True))
+        return Sum(self.version, self.first, *counts, self.failed | part.failed)
+
+    def __str__(self) -> str:
+        return (
+            f"seeds {self.first:,} to {self.end:,} ({self.version}): {self.calls:,} calls, "
+            f"{self.requests:,} requests, {self.commits:,} commits; "
+            f"{self.seeds / (self.seconds or 1):,.0f} seeds a second of a processor. "
+            f"{len(self.failed)} failed"
+        )
 
 
 def run(first: int, count: int) -> Sum:
     """Run some seeds."""
     gc.collect()
     gc.freeze()
-    gc.disable()  # `simulate` collects now and then
+    gc.disable()  # `simulate` collects
+    begun = time.process_time()
     calls = requests = commits = 0
     failed = {}
     for seed in range(first, first + count):
@@ -63,29 +99,40 @@ def run(first: int, count: int) -> Sum:
         requests += report.requests
         commits += report.commits
         if report.violations:
-            failed[seed] = str(report.violations[0])
-    return Sum(count, calls, requests, commits, failed)
+            failed[str(seed)] = str(report.violations[0])
+    seconds = time.process_time() - begun
+    return Sum("", first, count, calls, requests, commits, seconds, failed)
 
 
-def run_all(first: int, count: int, processes: int) -> Sum:
-    """Run seeds in several processes."""
-    total = Sum(0, 0, 0, 0, {})
-    starts = range(first, first + count, _CHUNK)
-    sizes = [min(_CHUNK, first + count - start) for start in starts]
-    with ProcessPoolExecutor(processes) as pool:
+def run_all(first: int, end: int, processes: int, into: Path | None) -> list[Sum]:
+    """Run seeds in several processes; with a file, only those that it doesn't say were run."""
+    done = [Sum(**one) for one in json.loads(into.read_text())] if into and into.exists() else []
+    here = version()
+    if done:
+        first = done[-1].end
+    total = done.pop() if done and done[-1].version == here else Sum(here, first)
+    starts = range(first, end, _CHUNK)
+    sizes = [min(_CHUNK, end - start) for start in starts]
+    pool = ProcessPoolExecutor(processes)
+    try:
         for part in pool.map(run, starts, sizes):
-            total = Sum(
-                total.seeds + part.seeds,
-                total.calls + part.calls,
-                total.requests + part.requests,
-                total.commits + part.commits,
-                total.failed | part.failed,
-            )
+            total = total.grown(part)
+            if into:
+                new = into.with_suffix(".new")
+                new.write_text(json.dumps([one._asdict() for one in [*done, total]], indent=1))
+                new.replace(into)
             if sys.stderr.isatty():
-                print(
-                    f"\r{total.seeds:,} seeds, {len(total.failed)} failed", end="", file=sys.stderr
-                )
-    return total
+                print(f"\r{total}", end="", file=sys.stderr)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return [*done, total]
+
+
+def version() -> str:
+    """Return the commit that is checked out."""
+    command = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(command, cwd=RECORDED.parent, capture_output=True, check=False, text=True)
+    return done.stdout.strip() or remotedict.__version__
 
 
 def find(number: int, seeds: int, recorded: int | None) -> tuple[int | None, str]:
@@ -121,6 +168,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20_000, help="how many")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--into", type=Path, help="a file that keeps what was run")
     parser.add_argument("--seed", type=int, help="run this one alone, and print its trace")
     parser.add_argument("--shrink", action="store_true")
     parser.add_argument("--plants", action="store_true")
@@ -145,18 +193,15 @@ def main() -> None:
         report = simulate(scenario, trace=True)
         show(report)
         sys.exit(bool(report.violations))
-    begun = time.perf_counter()
-    total = run_all(given.first, given.seeds, given.processes)
-    took = time.perf_counter() - begun
-    print(
-        f"{total.seeds:,} seeds, {total.calls:,} calls, {total.requests:,} requests, "
-        f"{total.commits:,} commits in {took:,.0f} s: {total.seeds / took:,.0f} seeds a second on "
-        f"{given.processes} processes. {len(total.failed)} failed"
-    )
-    for seed, what in sorted(total.failed.items())[:20]:
+    sums = run_all(given.first, given.first + given.seeds, given.processes, given.into)
+    failed = {}
+    for total in sums:
+        print(total)
+        failed |= {int(seed): what for seed, what in total.failed.items()}
+    for seed, what in sorted(failed.items())[:20]:
         print(f"seed {seed}: {what}")
-    if total.failed:
-        seed = min(total.failed)
+    if failed:
+        seed = min(failed)
         scenario = shrunk(draw(seed))
         print(f"seed {seed}, shrunk to {scenario}")
         show(simulate(scenario, trace=True))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 FEATURE = "simulated"
 _LETTERS = "ABCDEFG"
 _PATIENCE = 5  # attempts to open the dictionary
+_IDLE = 20.0  # seconds between the looks of those who follow, where nothing happens for long
 
 
 class Place:
@@ -140,6 +141,8 @@ class VirtualClient:
             try:
                 self._run(n, rest, opened)
             finally:
+                if self.main is thread:
+                    self.main = None
                 if process.alive:
                     self.busy -= 1
                     self.world.rest()
@@ -711,7 +714,7 @@ class _User:
         rng = random.Random(self.rng.random())
         since = rng.choice((None, 0, None, 1))
         with self.call("open", ("watch", since)):
-            watch = self.d.watch(since, poll=(0.2, 3.0))
+            watch = self.d.watch(since, poll=(0.2, _IDLE))
         watcher = Watcher(self, watch)
         self.world.watchers.append(watcher)
         slow = rng.random() < 0.3
@@ -732,7 +735,7 @@ class _User:
     def on_change(self) -> None:
         events: list[Any] = []
         with self.call("open", ("on_change",)):
-            subscription = self.d.on_change(events.append, poll=(0.2, 3.0))
+            subscription = self.d.on_change(events.append, poll=(0.2, _IDLE))
         watcher = Watcher(self, subscription._watch)
         watcher.events, watcher.subscription = events, subscription
         self.world.watchers.append(watcher)
@@ -741,7 +744,7 @@ class _User:
     def mirror(self) -> None:
         client, rng = self.client, self.rng
         with self.call("open", ("mirror",)):
-            poll = rng.choice(((0.2, 3.0), (0.05, 3.0)))
+            poll = rng.choice(((0.2, _IDLE), (0.05, _IDLE)))
             mirror = self.d.mirror(prefetch=rng.random() < 0.6, poll=poll)
         self.world.mirrors.append(Watched(self, mirror))
         newest = 0

@@ -91,7 +91,7 @@ PLANTS = [
     _plant(
         "a checkpoint carries no recent ids",
         "1",
-        ("pure.state:State._recent", "return [known for", "return [] and [known for"),
+        ("pure.state:State._recent", "return grown.ids[", "return [] and grown.ids["),
     ),
     _plant(
         "a 412 is taken for a loss, and not looked up",

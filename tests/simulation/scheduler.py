@@ -38,7 +38,7 @@ class Raise:
 
 
 class Thread(greenlet):
-    """A virtual thread.
+    """A virtual thread; at its end it is idle until it is begun anew, with other work.
 
     Attributes
     ----------
@@ -52,13 +52,40 @@ class Thread(greenlet):
         The work that an interrupt may have made useless (see `Runtime.still_wanted`).
     """
 
-    def __init__(self, run: Callable[[Any], Any], hub: greenlet, process: Process, op: Any) -> None:
-        super().__init__(run, hub)  # where control goes at its end
-        self.process = process
-        self.op = op
+    def __init__(self, hub: greenlet) -> None:
+        super().__init__(self._live, hub)  # where control goes if it dies
         self.turn = 0
+        self._hub = hub
+        self._idle: list[Thread] = hub.__dict__.setdefault("idle", [])
+
+    def begin(self, fn: Callable[[], Any] | None, process: Process | None, op: Any) -> None:
+        """Be ready for some work; with None, for none."""
+        self._fn = fn
+        self.process: Any = process
+        self.op = op
+        self.turn += 1  # what woke the one that it was before means nothing to it
         self.job: Any = None
         self.interruptible = False
+
+    def _live(self, value: Any) -> None:
+        while True:
+            process = self.process
+            try:
+                if type(value) is not Raise:
+                    self._fn()
+            except (Killed, GreenletExit):
+                pass
+            except BaseException:
+                if process.alive:
+                    raise
+            finally:
+                process.threads.pop(self, None)
+            if not process.alive:
+                return
+            self.begin(None, None, None)
+            self._idle.append(self)
+            process = value = None
+            value = self._hub.switch()
 
 
 class Process:
@@ -94,6 +121,7 @@ class Scheduler:
         self._count = 0
         self._going = False
         self._hub = getcurrent()
+        self._idle: list[Thread] = self._hub.__dict__.setdefault("idle", [])
 
     # -- for what is outside of threads -----------------------------------------------------
 
@@ -154,22 +182,11 @@ class Scheduler:
 
     def begin(self, fn: Callable[[], Any], process: Process, op: Any) -> Thread:
         """Begin a thread, in a moment."""
-        thread = Thread(lambda value: self._run(fn, thread, value), self._hub, process, op)
+        thread = self._idle.pop() if self._idle else Thread(self._hub)
+        thread.begin(fn, process, op)
         process.threads[thread] = None
-        self._push(self.now + self._random() * _MOMENT, thread, 0, None)
+        self._push(self.now + self._random() * _MOMENT, thread, thread.turn, None)
         return thread
-
-    def _run(self, fn: Callable[[], Any], thread: Thread, value: Any) -> None:
-        try:
-            if type(value) is not Raise:
-                fn()
-        except (Killed, GreenletExit):
-            pass
-        except BaseException:
-            if thread.process.alive:
-                raise
-        finally:
-            thread.process.threads.pop(thread, None)
 
     def wait(self) -> Any:
         """Let others run until this thread is woken; return what it is woken with, or raise it."""
@@ -183,7 +200,9 @@ class Scheduler:
 
     def wake(self, thread: Thread, turn: int, value: Any, delay: float = 0.0) -> None:
         """Let a thread that waits for its `turn`-th time go on."""
-        self._push(self.now + delay + self._random() * _MOMENT, thread, turn, value)
+        self._count += 1
+        moment = self.now + delay + self._random() * _MOMENT
+        heappush(self._events, (moment, self._count, thread, turn, value))
 
     def _push(self, time: float, thread: Thread, turn: int, value: Any) -> None:
         self._count += 1

@@ -72,6 +72,9 @@ class State:
         self.locks: dict[str, tuple[bytes, str]] = {}
         self.past: dict[tuple[str, int], tuple[str | None, int]] = {}
 
+    def __repr__(self) -> str:
+        return f"<state {self.seq}>"
+
     def copy(self) -> State:
         new = State.__new__(State)
         new.seq = self.seq
