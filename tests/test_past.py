@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from machine import FACTS, IDS, Machine, Model, content, copied, seen
 from remotedict import CorruptBlobError
 from remotedict.pure import packing, plan, records, table
+from remotedict.pure import state as state_module
 from remotedict.pure.columns import GONE, SCHEMA, STAMPS, TEXTS
 from remotedict.pure.draft import Draft, versioned
 from remotedict.pure.entry import Entry, Tombstone, kept
@@ -463,3 +464,13 @@ def test_a_table_read_back_is_the_same():
     items = [first.listed(row) for row in range(first.rows + first.tombstones)]
     assert [again.listed(row) for row in range(again.rows + again.tombstones)] == items
     assert {type(item) for listed in items for item in listed} == {Entry, Tombstone}
+
+
+def test_a_view_older_than_all_ids_that_are_known_knows_none(monkeypatch):
+    monkeypatch.setattr(state_module, "RECENT_IDS", 2)
+    play = Play([[("set", "a")]] * 6)
+    reopened = reloaded(play.state)
+    assert reopened.commit_id(6)
+    for seq in range(1, 5):
+        view = reopened.at(seq).rebased()
+        assert [view.commit_id(one) for one in range(8)] == [None] * 8

@@ -370,7 +370,7 @@ class State:
 
     def _recent(self) -> list[bytes]:
         grown = self._grown
-        end = self.seq + 1 - grown.ids_start
+        end = max(self.seq + 1 - grown.ids_start, 0)
         return grown.ids[max(end - RECENT_IDS, 0) : end]
 
     def apply(self, commit: Commit) -> State:
