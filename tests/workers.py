@@ -342,6 +342,9 @@ def interrupt_each_request(where: Where, report: Connection) -> None:
                 time.sleep(0.15)
                 assert before <= 2
                 assert other[["n", "small", "x"]] == [before + 1, n, n]
+                deadline = time.monotonic() + 10  # what was interrupted is undone beside it
+                while other.locks and time.monotonic() < deadline:
+                    time.sleep(0.05)
                 assert other.locks == {}
             except (AssertionError, RemoteDictError) as exc:
                 wrong.append(f"{name}, request {n}: {type(exc).__name__}: {exc}")
