@@ -14,12 +14,13 @@ from faults import INDEX, after, lose_reply, lose_request, send_twice
 from remotedict import (
     AccessDeniedError,
     DictionaryChangedError,
+    FormatVersionError,
     KeyNotFoundError,
     StoreUnavailableError,
     UnknownOutcomeError,
 )
 from remotedict.backend import TransientError
-from remotedict.engine.committer import Swap
+from remotedict.engine.committer import Request, Swap, _InDoubtError, _own
 from remotedict.pure import plan
 from remotedict.pure.records import (
     CheckpointRef,
@@ -641,3 +642,17 @@ def test_a_key_set_again_after_its_tombstone_was_tabled_is_found(world, monkeypa
         assert list(b) == list(a)
     # In each round but the first, "k" is there already when it is set for the first time.
     assert version(b, "k") == 40 * 3
+
+
+def test_who_was_no_part_of_a_commit_in_doubt_is_told_what_is_wrong_itself():
+    # Seed 27134 of the simulation, of this commit's parent: a deletion that had nothing to delete
+    # shared a round with a write, whose reply was lost, and then the format became a newer one.
+    newer = FormatVersionError("Index/f/index", "it requires simulated")
+    in_doubt = _InDoubtError({b"w"}, str(newer))
+    in_doubt.__cause__ = newer
+    options = {"author": "", "comment": "", "ticket": 0, "deadline": 0.0}
+    write, deletion = (Request(list, commit_id=one, **options) for one in (b"w", b"d"))
+    assert isinstance(_own(in_doubt, write), UnknownOutcomeError)
+    assert _own(in_doubt, deletion) is newer
+    in_doubt.__cause__ = TransientError("lost")
+    assert isinstance(_own(in_doubt, deletion), StoreUnavailableError)

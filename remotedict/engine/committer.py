@@ -501,4 +501,6 @@ def _own(exc: BaseException, request: Request | Swap) -> BaseException:
         unknown = UnknownOutcomeError(commit_id, str(exc))
         unknown.__cause__ = exc.__cause__
         return unknown
+    if isinstance(exc.__cause__, RemoteDictError):
+        return exc.__cause__  # it was no part of what was sent
     return StoreUnavailableError(f"the store gave no usable answer; nothing was written ({exc})")
