@@ -538,6 +538,30 @@ def test_a_renewal_without_an_answer_holds_up_no_other(world, monkeypatch):
     go.set()
 
 
+def test_renewals_without_an_answer_do_not_pile_up(world, monkeypatch):
+    holder = world.open()
+    holder.lock_item("k", duration=-1)
+    holdings, go, begun = holder._parts.locks._held, threading.Event(), []
+    held = holdings.get("k")
+    monkeypatch.setattr(held.lease, "renew", lambda: begun.append(1) or go.wait(30))
+    for _ in range(10):
+        asked = held.asked
+        world.clock.now += 6
+        while held.asked == asked:  # until the renewer has seen that it is due
+            holdings.wake()
+            time.sleep(0.001)
+    while len(begun) < 3:
+        time.sleep(0.001)
+    assert (len(begun), held.asking) == (3, 3)
+    go.set()
+    while held.asking:
+        time.sleep(0.001)
+    world.clock.now += 6
+    while len(begun) == 3:
+        holdings.wake()
+        time.sleep(0.001)
+
+
 def test_locks_say_who_holds_what_until_when(world, clients):
     a, b = clients
     a.lock_item("k", duration=30)

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from remotedict import RemoteDict
 
 FORKS = "fork" in multiprocessing.get_all_start_methods()
-METHODS = ["spawn", pytest.param("fork", marks=pytest.mark.skipif(not FORKS, reason="no fork"))]
+METHODS = ["forkserver", "fork"] if FORKS else ["spawn"]
+
+if FORKS:
+    multiprocessing.set_forkserver_preload(["workers"])  # else each process imports it all anew
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither fork nor signals")
 

@@ -40,6 +40,7 @@ class Held:
     renewing: bool = True
     pending: bool = False
     lost: bool = False
+    asking: int = 0  # renewals that have had no answer yet
 
     def due(self) -> float:
         """Return when it is to be renewed, or, at its end, released."""
@@ -227,17 +228,21 @@ class Holdings:
                 ripe = [h for h in self._held.values() if h.renewing and h.due() <= now]
                 for held in ripe:
                     held.asked = now
+                # By the time that so many wait for an answer, the lease of the first has run out.
+                ripe = [held for held in ripe if held.asking < _RENEWALS_PER_LEASE]
+                for held in ripe:
+                    held.asking += 1
             for held in ripe:
                 # Each on its own: one that gets no answer must not hold up the others.
                 self._runtime.spawn(partial(self._renew_one, held, now))
 
     def _renew_one(self, held: Held, now: float) -> None:
-        with self._guard:
-            if not held.renewing:
-                return
-            held.renewing = now < held.end()
-            lease = held.lease
         try:
+            with self._guard:
+                if not held.renewing:
+                    return
+                held.renewing = now < held.end()
+                lease = held.lease
             if held.renewing:
                 lease.renew()
             else:
@@ -249,6 +254,9 @@ class Holdings:
                     held.renewing = False
         except (BackendError, RemoteDictError) as exc:
             log.info("a lease wasn't renewed, and is tried again: %s", exc)
+        finally:
+            with self._guard:
+                held.asking -= 1
 
 
 def later(end: float | None, other: float | None) -> bool:
