@@ -58,7 +58,8 @@ def examples(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, on two cores; arguments after ``--`` go to pytest instead."""
     install(session, "test")
-    session.run("pytest", *(session.posargs or ["-n", "2", "--dist", "worksteal"]))
+    # Three at a time, since many a test waits: for a lease to run out, or for another process.
+    session.run("pytest", *(session.posargs or ["-n", "3", "--dist", "worksteal"]))
 
 
 @nox.session(default=False)
