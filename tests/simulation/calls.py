@@ -253,6 +253,12 @@ def locks(state: State, call: Call) -> Any:
     return {key: holder == call.handle for key, (_, holder) in state.locks.items()}
 
 
+@model
+def export(state: State, call: Call) -> Any:
+    facts = {key: (state.versions[key], state.metadata.get(key, "")) for key in state.items}
+    return state.seq, list(state.items.items()), facts, ()
+
+
 # -- writes ----------------------------------------------------------------------------------
 
 

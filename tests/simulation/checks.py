@@ -13,6 +13,7 @@ from remotedict.errors import (
     ClosedError,
     ConflictError,
     CorruptBlobError,
+    DestinationError,
     DictionaryChangedError,
     FormatVersionError,
     HistoryGapError,
@@ -66,6 +67,7 @@ _READS = {
     "at",
     "snapshot",
     "locks",
+    "export",
 }
 _OTHER = {
     "open",
@@ -80,7 +82,7 @@ _OTHER = {
     "verify",
 }
 _LOCKS = {"lock", "unlock"}
-_SLOW = {"items", "get_file", "equal", "has_pair"}  # they pause in between
+_SLOW = {"items", "get_file", "equal", "has_pair", "export"}  # in pauses, or many requests
 _QUICK = (_READS - _SLOW) | {
     "put",
     "delete",
@@ -380,7 +382,8 @@ def _justified(world: World, witness: Witness, call: Call, error: BaseException)
     if isinstance(error, StoreUnavailableError):
         if "removed as garbage" in str(error):
             return any(c.kind in {"forget", "vacuum"} for c in world.history)
-        return world.rough or "other writers were quicker" in str(error)
+        busy = "other writers were quicker" in str(error) or "while it was copied" in str(error)
+        return world.rough or busy
     if call.kind == "mirrored" and isinstance(error, KeyNotFoundError):
         return True
     if isinstance(error, VersionConflictError | KeyNotFoundError | TypeError):
@@ -391,6 +394,9 @@ def _justified(world: World, witness: Witness, call: Call, error: BaseException)
         return any(
             state.locks.get(error.item_name, (b"", ""))[1] != call.handle for state in states
         )
+    if isinstance(error, DestinationError):
+        # The copy knows more; or there is nothing to be copied yet.
+        return bool(witness.rewinds) or not states[0].seq
     if isinstance(error, LockNotHeldError):
         return call.kind in {"unlock", "leave"}
     if isinstance(error, ItemLockedError):
@@ -517,16 +523,16 @@ def _check_rewinds(world: World) -> None:
 
 def _check_interrupts(world: World) -> None:
     """See that an interrupted write didn't overtake what its thread did next."""
-    last: dict[str, Call] = {}
+    struck: dict[tuple[str, str], list[Call]] = {}
     for call in world.history:
-        before = last.get(call.thread)
-        last[call.thread] = call
-        if before is None or not isinstance(before.error, KeyboardInterrupt):
-            continue
-        if before.kind in {"lock", "vacuum"}:
-            continue  # another thread gives it up again; or nobody sees what was dropped
-        if before.landed and call.landed and max(before.landed) > min(call.landed):
-            world.witness.fail("interrupt", f"{before} landed after {call}")
+        earlier = struck.setdefault((call.thread, call.handle), [])
+        for before in earlier if call.landed else ():
+            if max(before.landed) > min(call.landed):
+                world.witness.fail("interrupt", f"{before} landed after {call}")
+        # A lock is given up again by another thread; and nobody sees what vacuum has dropped.
+        kept = call.kind not in {"lock", "vacuum"}
+        if call.landed and kept and isinstance(call.error, KeyboardInterrupt):
+            earlier.append(call)
 
 
 # -- the end ---------------------------------------------------------------------------------

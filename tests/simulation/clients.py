@@ -18,6 +18,7 @@ from remotedict.session import Parts, Session
 from simulation import values
 from simulation.calls import Call
 from simulation.scheduler import Future, Killed, Process, Thread
+from simulation.store import Elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,13 +37,14 @@ _IDLE = 20.0  # seconds between the looks of those who follow, where nothing hap
 class Place:
     """Where the dictionary of a virtual process is: behind its network."""
 
-    def __init__(self, world: World, number: int) -> None:
+    def __init__(self, world: World, number: int, store: Elsewhere | None = None) -> None:
         self._world = world
         self._number = number
+        self._store = store
 
     def backend(self, timeout: float, runtime: SimRuntime) -> Network:
         del timeout
-        return self._world.network(runtime.owner, self._number)
+        return self._world.network(runtime.owner, self._number, self._store)
 
     def describe(self) -> str:
         return "Simulated"
@@ -100,6 +102,7 @@ class VirtualClient:
         self.busy = 0
         self.main: Thread | None = None
         self.ends: list[Callable[[], None]] = []
+        self.copies: dict[int, Elsewhere] = {}
 
     @property
     def handle(self) -> str:
@@ -651,7 +654,11 @@ class _User:
         with self.call("force", tuple(keys)):
             self.d.unlock_item(keys, force=True)
 
-    def section(self) -> None:
+    def stopped(self) -> None:
+        """Do the same in a process that stands still meanwhile, for longer than its leases last."""
+        self.section(stop=self.rng.choice((3.0, 5.0, 10.0)))
+
+    def section(self, *, stop: float = 0.0) -> None:
         """Read and write a key while it is locked, perhaps with another one."""
         rng, key = self.rng, self.key()
         keys = [key, other] if (other := self.key()) != key else [key]
@@ -670,6 +677,10 @@ class _User:
                 read.handle = handle
                 found = d.get(key)
                 read.result = found if found is None else values.shrink(found)
+            if stop:
+                scheduler = self.world.scheduler
+                self.client.process.paused_until = scheduler.now + stop
+                scheduler.sleep(stop + rng.random() * 5)
             self.nap()
             token = self.token()
             with self.call("inside", (key, token, read.result, read.begun)) as call:
@@ -700,6 +711,19 @@ class _User:
         grace, dry_run = self.rng.choice((0, 0, 0, 0.5, 5.0)), self.rng.random() < 0.1
         with self.call("vacuum", (grace, dry_run)) as call:
             call.result = self.d.vacuum(grace=grace, dry_run=dry_run).blobs
+
+    def export(self) -> None:
+        """Copy the dictionary to another store, or bring the copy there up to date, and read it."""
+        client, world = self.client, self.world
+        there = client.copies.setdefault(self.n, Elsewhere(world.scheduler, world.store.index))
+        with self.call("export", ()) as call:
+            copy = RemoteDict(Place(world, client.place, there), "f", **client.drawn.options)
+            world.handles.append(copy)
+            report = self.d.export(copy)
+            pairs = [(key, values.shrink(value)) for key, value in copy.copy().items()]
+            state = copy._engine.index.known.state
+            facts = {key: (state.version(key), state.get(key).metadata) for key, _ in pairs}
+            call.result = (report.commit, pairs, facts, report.missing)
 
     def upgrade(self) -> None:
         """Use the dictionary in a way that older clients don't know."""

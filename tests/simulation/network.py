@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from simulation.scheduler import Process, Scheduler
-    from simulation.store import Store
+    from simulation.store import Elsewhere, Store
 
 FAULTS = (
     "lose request",
@@ -73,7 +73,7 @@ class Network:
         self,
         scheduler: Scheduler,
         process: Process,
-        store: Store,
+        store: Store | Elsewhere,
         weather: Weather,
         rng: random.Random,
         say: Callable[..., None],

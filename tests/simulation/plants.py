@@ -364,13 +364,16 @@ PLANTS = [
     _plant(
         "a check that was sent before serves a caller who comes later",
         "",
+        ("engine.index:IndexBlob._join", "self._under_way < _CHECKS", "self._under_way < 1"),
         (
-            "engine.index:IndexBlob.now",
-            "        joined = self._join()\n",
+            "engine.index:IndexBlob._own",
+            "            return self._check()\n",
             (
-                "        if self._under_way and self.known:\n"
-                "            return self.known\n"
-                "        joined = self._join()\n"
+                "            known = self._check()\n"
+                "            waiting, self._waiting = self._waiting, None\n"
+                "            if waiting:\n"
+                "                waiting.set_result(known)\n"
+                "            return known\n"
             ),
         ),
     ),
@@ -533,6 +536,31 @@ PLANTS = [
             "features.holdings:Holdings._lose",
             "if not any(key == other for other, _ in self._sections):",
             "if True:",
+        ),
+    ),
+]
+
+PLANTS += [
+    _plant(
+        "a copy has the newest index, not that of its blobs",
+        "",
+        (
+            "engine.copying:Copy._attempt",
+            "        new = self._copied(known, index, old)\n",
+            (
+                "        known = self._source.index.now()\n"
+                "        index = known.index\n"
+                "        new = self._copied(known, index, old)\n"
+            ),
+        ),
+    ),
+    _plant(
+        "a checkpoint isn't signed",
+        "",
+        (
+            "engine.upkeep:Upkeep._checkpoint",
+            "encode(record, data, self._reader.keyring)",
+            "encode(record, data)",
         ),
     ),
 ]

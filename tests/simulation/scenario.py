@@ -124,6 +124,11 @@ KINDS = {
 }
 """Kinds of operations, and how often they are drawn; beside vacuum."""
 
+_MORE = {"vacuum": 3, "export": 3, "stopped": 3}
+"""Kinds that are drawn by rare themes alone."""
+
+SIGNING = (b"a key to sign with, 32 bytes long", b"and another one, for after that.")
+
 BLOWS = ("pause", "kill", "fork", "interrupt", "rewind", "retag")
 
 _TINY = {"INDEX_BYTES": (700, 1200), "FAN": (2, 3), "CHECKPOINT_MIN": (1, 2000)}
@@ -194,6 +199,94 @@ THEMES: dict[str, tuple[str, str, dict[str, tuple[Any, ...]]]] = {
 }
 """What meets more often than by chance: kinds of operations, blows, and tuning."""
 
+RARE: dict[str, tuple[str, str, dict[str, tuple[Any, ...]]]] = {
+    "overtaking": (  # of one answer by another, in one handle
+        "get get_default contains version get_many items set put",
+        "",
+        {
+            "keys": (1, 2),
+            "count": (2, 3),
+            "threads": (3,),
+            "steps": (8, 12),
+            "pause": (0.0, 0.01),
+            "latency": (0.02, 0.2),
+            "spikes": (0.1, 0.2),
+            "rate": (0.0,),
+        },
+    ),
+    "abandoned": (  # writes, interrupted while they look whether a lock's holder is dead
+        "set:4 put forget:6 lock:2",
+        "interrupt kill",
+        {
+            "LEASE_SECONDS": (2.0,),
+            "inline_bytes": (2048,),
+            "keys": (3,),
+            "count": (2, 3),
+            "threads": (1,),
+            "steps": (8, 12),
+            "pause": (0.0,),
+            "latency": (0.2,),
+            "spikes": (0.2,),
+            "rate": (0.0,),
+            "blows": (9,),
+            "longer": (20,),
+        },
+    ),
+    "crowd": (  # of writers who get in each other's way
+        "set:3 put get",
+        "",
+        {
+            "count": (4, 5),
+            "steps": (8, 12),
+            "pause": (0.0,),
+            "slowness": (1, 10),
+            "rate": (0.0,),
+            "_PATIENT_LOSSES": (2,),
+        },
+    ),
+    "losses": (  # of locks that several threads of one handle rely on
+        "stopped:2 section set:4 get",
+        "",
+        {
+            "LEASE_SECONDS": (2.0,),
+            "keys": (1, 2),
+            "count": (2, 3),
+            "threads": (2, 3),
+            "steps": (8, 12),
+            "pause": (0.1, 1.0),
+            "latency": (0.002, 0.02),
+            "spikes": (0.0,),
+            "rate": (0.0,),
+        },
+    ),
+    "merges": (  # that take longer than vacuums
+        "set:2 set_many vacuum:2",
+        "",
+        {
+            **_TINY,
+            "CHECKPOINT_MIN": (256 * 1024,),
+            "inline_bytes": (2048,),
+            "count": (1, 2),
+            "threads": (3,),
+            "steps": (8, 12),
+            "pause": (0.0, 0.01),
+            "spikes": (0.1, 0.2),
+            "rate": (0.0,),
+        },
+    ),
+    "copies": (  # to another store, of a dictionary that others write to
+        "set:3 set_many export:2 get delete forget lock put_file vacuum",
+        "kill rewind",
+        {**_TINY, "count": (2, 3), "threads": (1, 2), "steps": (6, 8), "pause": (0.0, 0.1)},
+    ),
+    "signed": (  # with two keys, of which some clients use the one, and some the other
+        "set set_many get put copy_item revert put_file get_file forget snapshot items reopen export",
+        "kill",
+        {**_TINY, "cache_bytes": (0,), "signing": (True,), "codec": ("pickle", "safe")},
+    ),
+}
+"""What one seed of ten is about: rare encounters, each of which needs much to come together."""
+
 
 def _often(kind: str) -> tuple[str, int]:
     """Return a kind of operation in a theme, and how many times as often as else it is drawn."""
@@ -206,7 +299,9 @@ def draw(seed: int) -> Scenario:
     rng = random.Random(seed)
     chance = rng.random
     theme = rng.choice([*THEMES, "locks", "bytes"]) if chance() < 0.75 else ""
-    themed = THEMES.get(theme, ("", "", {}))
+    if seed % 10 == 8:
+        theme = [*RARE][seed // 10 % len(RARE)]
+    themed = {**THEMES, **RARE}.get(theme, ("", "", {}))
 
     def choice(options: Any, name: str = "") -> Any:
         return rng.choice(themed[2].get(name, options))
@@ -219,7 +314,9 @@ def draw(seed: int) -> Scenario:
     if chance() < 0.9:
         few = [*{*few, "get", "set"}]
         few.sort()
-    weights = [KINDS[kind] * often.get(kind, 1) * choice((0.3, 1, 1, 3)) for kind in few]
+    weights = [
+        {**KINDS, **_MORE}[kind] * often.get(kind, 1) * choice((0.3, 1, 1, 3)) for kind in few
+    ]
 
     faults = tuple(rng.sample(FAULTS, rng.randint(1, len(FAULTS))))
     rate = choice((0.0, 0.03, 0.1, 0.25), "rate")
@@ -266,12 +363,15 @@ def draw(seed: int) -> Scenario:
                 newer=chance() < 0.5,
             )
         )
-    length = steps * (latency * 6 + pause)
+    length = steps * (latency * 6 + pause) * themed[2].get("longer", (1,))[0]
     blows = []
     struck = rng.sample(BLOWS, rng.randint(0, 3)) if chance() < 0.4 else []
-    struck += [kind for kind in themed[1].split() if chance() < 0.5 and kind not in struck]
+    always = theme in RARE
+    struck += [
+        kind for kind in themed[1].split() if (chance() < 0.5 or always) and kind not in struck
+    ]
     # A forgotten key would come back with an index from before that.
-    if "rewind" in struck and "forget" in few:
+    if "rewind" in struck and {"forget", "vacuum"} & {*few}:
         struck.remove("rewind")
     for kind in struck:
         for _ in range(choice((1, 2, 3), "blows")):
@@ -302,6 +402,12 @@ def draw(seed: int) -> Scenario:
             "_WINDOW_ITEMS": choice((1, 4096)),
             "LEASE_SECONDS": choice((2.0, 15.0, 15.0), "LEASE_SECONDS"),
             "RECENT_IDS": choice((6, 64)) if log_seconds > 3600 else 64,
+            "_PATIENT_LOSSES": choice((5,), "_PATIENT_LOSSES"),
         },
     )
+    if themed[2].get("signing"):
+        codec = choice(("pickle",), "codec")
+        for n, client in enumerate(clients):
+            keys = SIGNING if n % 2 else SIGNING[::-1]
+            client.options |= {"signing_key": list(keys), "codec": codec}
     return with_vacuum(scenario)

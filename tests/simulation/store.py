@@ -15,6 +15,26 @@ if TYPE_CHECKING:
     from simulation.witness import Witness
 
 
+class Elsewhere(MemoryBackend):
+    """A place to copy to, which no witness sees."""
+
+    def __init__(self, scheduler: Scheduler, index: str) -> None:
+        super().__init__(lambda: scheduler.now)
+        self.index = index
+
+    def put(
+        self,
+        path: str,
+        data: Data,
+        *,
+        if_match: str | None = None,
+        if_absent: bool = False,
+        who: str = "",
+    ) -> str:
+        del who
+        return super().put(path, data, if_match=if_match, if_absent=if_absent)
+
+
 class Store(MemoryBackend):
     """Blobs in a dict, by the clock of the scheduler.
 

@@ -74,7 +74,10 @@ class Keeper:
         if index.log:
             data = witness.store.blob(layout.path(index.log.blob))
             if data is not None:
-                refs += [ref.blob for ref in decode(data, Log, index.log.blob)[0].segments]
+                refs += [
+                    ref.blob
+                    for ref in decode(data, Log, index.log.blob, witness.keyring)[0].segments
+                ]
         named = {layout.path(blob): blob for blob in refs}
         for path, blob in named.items():
             if path in self._named:
@@ -95,7 +98,8 @@ class Keeper:
         data = self._witness.store.blob(path)
         if data is None:
             return
-        state = State.from_checkpoint(*decode(data, Checkpoint, path), path)
+        record, table = decode(data, Checkpoint, path, self._witness.keyring)
+        state = State.from_checkpoint(record, table, path)
         for key in state.known_keys():
             for item in state.listed(key):
                 blob = getattr(item, "blob", lambda _: None)(key)

@@ -32,6 +32,7 @@ from simulation.values import TOKEN, raw
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from remotedict.pure.keyring import Keyring
     from simulation.store import Store
 
 _LEASE_MAX = 60.0  # what Azure grants, but for ever
@@ -150,8 +151,13 @@ class Witness:
     """
 
     def __init__(
-        self, layout: Layout, owners: dict[bytes, Any], clock: Callable[[], float]
+        self,
+        layout: Layout,
+        owners: dict[bytes, Any],
+        clock: Callable[[], float],
+        keyring: Keyring | None = None,
     ) -> None:
+        self.keyring = keyring
         self.store: Store
         self.violations: list[Violation] = []
         self.states = [State()]
@@ -201,7 +207,7 @@ class Witness:
             self.fail("order", f"{who} put an index that can't be read: {exc}")
 
     def _landed(self, data: bytes, who: str) -> None:
-        index, _ = decode(data, Index, self._layout.index)
+        index, _ = decode(data, Index, self._layout.index, self.keyring)
         old, self.index = self.index, index
         if self.upgraded and not self.was_upgraded:
             self.was_upgraded, self.upgraded_at = True, self.clock()
@@ -246,7 +252,7 @@ class Witness:
         if data is None:
             self.fail("missing", f"{who} named {ref.blob}, which isn't there")
             return []
-        segment, _ = decode(data, Segment, ref.blob)
+        segment, _ = decode(data, Segment, ref.blob, self.keyring)
         for commit in segment.commits:
             if commit.seq <= len(self.order) and self.order[commit.seq - 1] != commit.id:
                 self.fail("order", f"{who} changed commit {commit.seq} in {ref.blob}")
@@ -450,7 +456,8 @@ class Witness:
         refs = [*index.segments, index.checkpoint, index.log] if index else []
         blobs = {ref.blob for ref in refs if ref}
         if index and index.log:
-            log, _ = decode(self.store.blob(self._layout.path(index.log.blob)), Log, "")
+            data = self.store.blob(self._layout.path(index.log.blob))
+            log, _ = decode(data, Log, "", self.keyring)
             blobs |= {ref.blob for ref in log.segments}
         return {self._layout.index} | {self._layout.path(blob) for blob in blobs}
 
@@ -467,7 +474,7 @@ class Witness:
 
     def rewound(self, data: bytes) -> None:
         """Take down that the index was brought back."""
-        self.index, _ = decode(data, Index, self._layout.index)
+        self.index, _ = decode(data, Index, self._layout.index, self.keyring)
         seq = self.index.seq
         self.branches.append(self.commits.copy())
         for commit_id in self.order[seq:]:

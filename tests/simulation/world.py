@@ -14,13 +14,14 @@ from greenlet import getcurrent
 
 import remotedict.session
 from remotedict import RemoteDict
-from remotedict.engine import core, garbage, reader, relayout, upkeep, values
+from remotedict.engine import core, garbage, reader, relayout, turn, upkeep, values
 from remotedict.engine.index import IndexBlob, Known
 from remotedict.engine.runtime import AbandonedError
 from remotedict.errors import RemoteDictError
 from remotedict.features import files, locks
 from remotedict.pure import codec, plan, records, state
 from remotedict.pure.naming import Layout
+from remotedict.session import Options
 from simulation import checks
 from simulation.calls import Call
 from simulation.clients import FEATURE, Place, VirtualClient, Watched, Watcher
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from remotedict.features.mirror import Mirror
     from simulation.scenario import Blow, Scenario
+    from simulation.store import Elsewhere
     from simulation.witness import State
 
 _STEPS = 60_000
@@ -78,7 +80,10 @@ class World:
         self.say = Say(self.scheduler, on=trace)
         self.owners: dict[bytes, Any] = {}
         layout = Layout("f")
-        self.witness = Witness(layout, self.owners, lambda: self.scheduler.now)
+        signing = scenario.clients[0].options.get("signing_key") if scenario.clients else None
+        self.keys = {"signing_key": signing}
+        keyring = Options.of(self.keys).tuning().keyring
+        self.witness = Witness(layout, self.owners, lambda: self.scheduler.now, keyring)
         self.store = Store(self.scheduler, layout.index, self.witness)
         self.history: list[Call] = []
         self._ticks = 0
@@ -123,10 +128,11 @@ class World:
         self.runtimes[process] = SimRuntime(self.scheduler, process, self._ids, self.owners)
         return process
 
-    def network(self, process: Process, number: int) -> Network:
-        """Return the way of a process to the store."""
+    def network(self, process: Process, number: int, store: Elsewhere | None = None) -> Network:
+        """Return the way of a process to the store, or to another one."""
         weather = self.scenario.clients[number].weather if number >= 0 else _CALM
-        network = Network(self.scheduler, process, self.store, weather, self._rng, self.say)
+        to = store or self.store
+        network = Network(self.scheduler, process, to, weather, self._rng, self.say)
         self._networks.append(network)
         return network
 
@@ -269,7 +275,7 @@ class World:
             call = Call("Z0.0", "copy", (), "Z/1", "Z0")
             call.begun = self.witness.now
             try:
-                d = RemoteDict(Place(self, -1), "f", author="Z")
+                d = RemoteDict(Place(self, -1), "f", author="Z", **self.keys)
                 self.handles.append(d)
                 call.result = checks.everything(d)
                 checks.compare(self, d)
@@ -324,6 +330,7 @@ def tuned(tuning: dict[str, Any], world: World) -> Iterator[None]:
         "_WINDOW_ITEMS": [core],
         "LEASE_SECONDS": [locks],
         "RECENT_IDS": [state],
+        "_PATIENT_LOSSES": [turn],
     }
     before = []
     for name, value in tuning.items():
