@@ -44,7 +44,7 @@ def test_a_planted_bug_is_found(plant):
         assert any(simulate(draw(seed)).violations for seed in [recorded, *range(WITHIN)])
 
 
-@pytest.mark.parametrize("seed", [3, 77, 4711])
+@pytest.mark.parametrize("seed", [3, 77, 4711, 12018])
 def test_one_seed_replays_to_the_same_trace_byte_for_byte(seed):
     def trace(hash_seed: str) -> bytes:
         command = [sys.executable, "-m", "simulation", "--seed", str(seed)]

@@ -123,10 +123,8 @@ class Vacuum:
         if known.index is None:
             return VacuumReport({}, {}, Tally(), Tally(), 0, self._dry_run)
         try:
-            index = known.index
-            return self._swept(
-                self._foreseen(known, index) if self._dry_run else self._horizon_set(), progress
-            )
+            garbage = self._foreseen() if self._dry_run else self._horizon_set()
+            return self._swept(garbage, progress)
         except AccessDeniedError as exc:
             msg = (
                 f"dictionary {self._layout.folder!r} can't be vacuumed with these credentials: "
@@ -171,8 +169,20 @@ class Vacuum:
             dropped=dropped,
         )
 
-    def _foreseen(self, known: Known, index: Index) -> Garbage:
-        """Return the same, as it would be. This decides nothing: this machine's clock will do."""
+    def _foreseen(self) -> Garbage:
+        """Return the same, as it would be."""
+        for _ in range(_ATTEMPTS):
+            known = self._engine.index.since(self._engine.index.ticket())
+            assert known.index is not None  # noqa: S101 - it was there before
+            try:
+                return self._as_of(known, known.index)
+            except BlobNotFound as exc:  # the log: somebody else has written a new one
+                log.debug("the dry run begins again: %s", exc)
+        msg = f"other writers were quicker {_ATTEMPTS} times in a row"
+        raise StoreUnavailableError(msg)
+
+    def _as_of(self, known: Known, index: Index) -> Garbage:
+        # This decides nothing: this machine's clock will do.
         old, retained = self._seqs_of_age(self._engine.runtime.time(), index)
         segment = f"s:{naming.unique(index.seq, self._engine.runtime.uuid())}"
         tail = plan.resolve(plan.lay_out(index.tail)[0], segment)
