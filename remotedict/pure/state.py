@@ -271,8 +271,8 @@ class State:
             if row >= 0:
                 yield keys, base.paths(keys, row, path)
             else:
-                entries = zip(keys, self.entries(keys), strict=True)
-                yield keys, path([(entry and entry.blob(key)) or "" for key, entry in entries])
+                entries = zip(keys, cast("list[Entry]", self.entries(keys)), strict=True)
+                yield keys, path([entry.blob(key) or "" for key, entry in entries])
 
     def _walk(self) -> Iterator[tuple[list[str], int]]:
         """Yield the keys in insertion order, many at a time.
