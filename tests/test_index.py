@@ -73,6 +73,27 @@ def test_a_check_begun_after_the_ticket_need_not_be_made_again(world, a):
     assert len(backend.sent("get", INDEX)) == sent + 1
 
 
+def test_what_was_current_a_short_while_ago_will_do_for_who_said_so(world, a):
+    b = world.open(max_staleness=10)
+    assert list(b) == ["begin"]
+    sent = len(world.of(b).sent("get", INDEX))
+    a["news"] = 1
+    world.clock.now += 9
+    assert list(b) == ["begin"]
+    assert len(world.of(b).sent("get", INDEX)) == sent
+    world.clock.now += 1
+    assert list(b) == ["begin", "news"]
+    assert len(world.of(b).sent("get", INDEX)) == sent + 1
+
+
+def test_a_view_of_the_past_is_one_of_the_same_dictionary(world, a):
+    a["k"] = 1
+    known = a._engine.index.known
+    past = known.as_of(known.state.at(1))
+    assert (past.index, past.etag, past.settled) == (known.index, known.etag, known.settled)
+    assert (list(past.state), list(known.state)) == (["begin"], ["begin", "k"])
+
+
 class Slow:
     """Lets the next so many checks wait at the store."""
 

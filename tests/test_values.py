@@ -10,7 +10,6 @@ import pytest
 from faults import after
 from remotedict import CorruptBlobError, ValueTooLargeError
 from remotedict.engine import values
-from remotedict.pure.records import Range
 
 RANDOM = random.Random(0)
 
@@ -57,12 +56,13 @@ def test_small_values_that_are_too_many_for_a_commit_share_a_pack(world):
     a = world.open(inline_bytes=4096)
     few = {f"k{n}": noise(3900) for n in range(60)}
     a.update(few)
-    assert set(kinds(a).values()) == {"bytes"}
+    assert {entry(a, key).place.blob[:2] for key in few} == {"s:"}  # inline, in a segment
+    assert paths(world.of(a), "put") == []
     many = {f"m{n}": noise(3900) for n in range(70)}
     a.update(many)
     places = [entry(a, key).place for key in many]
-    assert all(isinstance(place, Range) for place in places)
-    assert len({place.blob for place in places}) == 1
+    assert {place.blob[:2] for place in places} == {"p:"}
+    assert len({place.blob for place in places}) == len(paths(world.of(a), "put")) == 1
     assert [place.offset for place in places] == [
         sum(other.length for other in places[:n]) for n in range(70)
     ]
