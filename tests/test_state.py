@@ -278,6 +278,8 @@ def test_a_key_that_was_deleted_and_set_in_one_commit_comes_last():
     now = play((put("a"), put("b")), (gone("a"), put("a", 3)))
     assert list(now) == list(now.rebased()) == ["b", "a"]
     assert list(reversed(now)) == ["a", "b"]
+    listed = [an_entry(put("a"), 1, 0), Tombstone(2, stamp(2)), an_entry(put("a", 3), 2, 2)]
+    assert now.listed("a") == now.rebased().listed("a") == listed
     now = play((gone("b"), put("b", 3)), since=now.rebased())
     assert list(now) == ["a", "b"]
     assert len(now) == 2
@@ -386,13 +388,18 @@ def test_what_was_found_dead_is_not_visited_again(monkeypatch):
     assert walked(now) == [(30, -1)]
 
 
-def test_what_was_found_dead_at_the_end_is_not_visited_again():
+def test_what_was_found_dead_at_the_end_is_not_visited_again(monkeypatch):
     keys = keys_of(many(10))
     now = play(many(10)).rebased()
+    visited, read = [], now.base.key
+    monkeypatch.setattr(now.base, "key", lambda row: visited.append(row) or read(row))
     for dead in range(9, 0, -1):
         now = play(gone(keys[dead]), since=now)
         assert next(reversed(now)) == keys[dead - 1]
         assert now._grown.dead_back == (now.seq, dead, 10)
+        visited.clear()
+        assert next(reversed(now)) == keys[dead - 1]
+        assert visited == [dead - 1]
     assert list(reversed(now)) == keys[:1]
     assert list(reversed(now.at(5))) == keys[:6][::-1]
     now = play(many(2, "n"), since=now)
@@ -401,6 +408,14 @@ def test_what_was_found_dead_at_the_end_is_not_visited_again():
     now = play((gone("n00000"), gone("n00001")), since=now)
     assert list(reversed(now)) == keys[:1]
     assert now._grown.dead_back == (now.seq, 1, 12)
+
+
+def test_a_key_that_another_thread_is_just_adding_is_not_taken_for_dead():
+    now = play((put("a"), put("b")))
+    now._grown.inserted.append((2, 2, "c"))  # by the next commit, which isn't the tip yet
+    assert list(reversed(now)) == ["b", "a"]
+    assert list(now) == ["a", "b"]
+    assert now._grown.dead_back == (1, 2, 2)
 
 
 def test_a_walk_that_a_later_commit_overtakes_shows_its_own_state():
@@ -536,6 +551,14 @@ def test_a_base_ends_before_the_first_inline_value():
     assert told(again.rebased()) == told(now)
 
 
+def test_the_base_of_an_older_state_has_nothing_to_do_with_later_inline_values():
+    old = play(put("a"))
+    play(put("b"), put("c", place=b"in"), since=old)
+    again = old.rebased()
+    assert not again._beyond_base
+    assert list(again) == ["a"]
+
+
 def test_where_inline_values_went_is_learnt_and_older_views_know_it_too():
     first = play(
         (put("a", place=b"one"), put("b", place=b"two")), (put("a", 2, b"three"), note("b"))
@@ -556,10 +579,12 @@ def test_where_inline_values_went_is_learnt_and_older_views_know_it_too():
 
 
 def test_only_the_value_that_went_there_is_relocated():
-    now = play(put("a", place=b"one"), put("a", 2, b"two"))
+    now = play(put("a", place=b"one"), put("a", 2, b"two"), gone("a", 3))
     other = replace(put("a", place=Range(PACK, 0, 3)), generation=bytes(16))
     now.relocate([commit(1, other), commit(3, put("a", place=PLACE))])
-    assert [item.place for item in now.listed("a")] == [b"one", b"two"]
+    assert [item.place for item in now.listed("a")[:2]] == [b"one", b"two"]
+    now.relocate([commit(2, put("a", 2))])
+    assert [item.place for item in now.listed("a")[:2]] == [b"one", PLACE]
 
 
 def test_a_settled_state_is_apart_and_has_no_inline_values():

@@ -366,7 +366,7 @@ class State:
         grown = self._grown
         at = seq - grown.ids_start
         # A commit that this view doesn't see has no id here, known though it may be.
-        return grown.ids[at] if 0 <= at < len(grown.ids) and seq <= self.seq else None
+        return grown.ids[at] if at >= 0 and seq <= self.seq else None
 
     def _recent(self) -> list[bytes]:
         seqs = range(self.seq - RECENT_IDS + 1, self.seq + 1)
@@ -528,9 +528,6 @@ class State:
 
     def droppable(self, drop: Drop) -> bool:
         """Tell whether `drop` would take anything off the list."""
-        if self._beyond_base:
-            base = self.rebased()._grown.base  # noqa: SLF001
-            return base.droppable(drop.before, drop.versions)
         if self._grown.base.droppable(drop.before, drop.versions):
             return True
         changed = map(self.listed, list(self._grown.entries.of))
