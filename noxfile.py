@@ -71,6 +71,24 @@ def simulate(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def coverage(session: nox.Session) -> None:
+    """Fail unless the tests of the protocol core execute each of its branches."""
+    install(session, "coverage")
+    core = ("records", "state", "index", "values", "lock_rules", "commit_rules")
+    tests = [f"tests/test_{name}.py" for name in core]
+    session.run("coverage", "run", "-m", "pytest", "--timeout=0", *tests, *session.posargs)
+    session.run("coverage", "report")
+
+
+@nox.session(default=False)
+def mutation(session: nox.Session) -> None:
+    """Fail unless the tests notice 95% of the small bugs in records and state; see docs/reliability.md."""
+    install(session, "coverage")
+    with session.chdir("tests"):
+        session.run("python", "-m", "mutation", *session.posargs)
+
+
+@nox.session(default=False)
 def fuzz(session: nox.Session) -> None:
     """Try 20,000 changed inputs of each decoder, or as ``-- N`` says; see docs/security.md."""
     install(session, "test")

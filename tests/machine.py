@@ -228,7 +228,7 @@ class Machine:
         self.random = random.Random(seed)
         self.store = Inline()
         self.writer = self.store.client()
-        self.writer.check().result()
+        self.writer.now()
         self.model = Model()
         self.logged: list[records.SegmentRef] = []
 
@@ -378,7 +378,7 @@ class Machine:
 
     def load(self) -> Known:
         """Return what a client knows that has never looked before."""
-        return self.store.client().check().result()
+        return self.store.client().now()
 
     def value(self, item: Entry) -> bytes:
         """Return the bytes of an item, where they are inline or in a segment."""

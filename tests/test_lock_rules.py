@@ -5,6 +5,7 @@ The numbers are those of the list in docs/design.md.
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 
@@ -17,9 +18,11 @@ from remotedict import (
     LockLostError,
     LockNotHeldError,
     LockTimeoutError,
+    StoreUnavailableError,
     UnknownOutcomeError,
 )
-from remotedict.backend import LeaseLost
+from remotedict.backend import LeaseHeld, LeaseLost, TransientError
+from remotedict.engine.runtime import AbandonedError
 from remotedict.features.holdings import Holdings
 from remotedict.features.locks import LEASE_SECONDS
 from remotedict.pure.records import Set, Unlock
@@ -845,3 +848,161 @@ def test_a_duration_that_makes_no_sense_is_refused(clients, duration):
     with pytest.raises((ValueError, TypeError), match="duration"):
         clients[0].lock_item("k", duration=duration)
     assert clients[0].locks == {}
+
+
+# What ends a lock, or a wait for one, in the midst.
+
+
+def eventually(done):
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def no_answer(*_args):
+    raise TransientError("no answer")
+
+
+def test_a_writer_goes_on_when_another_ends_the_dead_holders_epoch_first(world, clients):
+    dead, writer = clients
+    other = world.open()
+    dead.lock_item("k")
+    lease_runs_out(world)
+
+    def quicker(_act):
+        other["k"] = "theirs"
+        raise LeaseHeld("by the other, just then")
+
+    world.of(writer).at("lease", "", quicker)
+    writer["k"] = "mine"
+    assert len(world.of(writer).sent("lease")) == 1
+    assert (other["k"], other.locks) == ("mine", {})
+    with pytest.raises(LockLostError):
+        dead["k"] = "stale"
+
+
+def test_a_lock_that_can_not_be_renewed_is_not_extended_and_not_lost(world, clients, monkeypatch):
+    a, b = clients
+    a.lock_item("k", duration=10)
+    held = a._parts.locks._held.get("k")
+    with monkeypatch.context() as patched:
+        patched.setattr(held.lease, "renew", no_answer)
+        with pytest.raises(StoreUnavailableError, match="a lock couldn't be renewed: no answer"):
+            a.lock_item("k", duration=60)
+    assert held.until == world.clock.now + 10
+    with pytest.raises(ItemLockedError):
+        b["k"] = "theirs"
+    a["k"] = "mine"
+
+
+def test_force_leaves_a_lock_to_a_waiter_who_is_just_taking_it(world, clients):
+    dead, other = clients
+    dead.lock_item("k")
+    before = epoch(other)
+
+    def taken(_act):
+        raise LeaseHeld("by a waiter")
+
+    world.of(other).at("lease", "", taken)
+    other.unlock_item("k", force=True)
+    assert epoch(other) == before
+
+
+def test_force_ends_ones_own_lock_as_well(world, clients):
+    a, b = clients
+    a.lock_item(["k", "m"])
+    a.unlock_item("k", force=True)
+    assert not a._parts.locks.holds("k")
+    assert a._parts.locks.holds("m")
+    b["k"] = "theirs"
+    a["k"] = "an ordinary write"
+    assert list(b.locks) == ["m"]
+
+
+def test_a_forked_child_holds_nothing(world, clients):
+    parent, child = clients
+    parent.lock_item("k")
+    # A child has a copy of the parent's memory: here, of what it holds.
+    child._parts.locks._held._held.update(parent._parts.locks._held._held)
+    assert child._parts.locks.holds("k")
+    child._parts.locks.orphan()
+    assert not child._parts.locks.holds("k")
+    with pytest.raises(ItemLockedError):
+        child["k"] = "the child's"
+    parent["k"] = "the parent's"
+
+
+def test_an_interrupted_wait_for_a_lock_ends(world, clients, monkeypatch):
+    holder, waiter = clients
+    holder.lock_item("k", duration=-1)
+    locks, interrupted, ended = waiter._parts.locks, threading.Event(), threading.Event()
+    acquire, raised = locks._acquire, []
+
+    def acquires(*args):
+        try:
+            return acquire(*args)
+        except AbandonedError:
+            ended.set()
+            raise
+
+    def interrupt(_seconds):
+        while not interrupted.wait(0.1):  # one that comes just before the wait doesn't end it
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    def once(*_):
+        if not raised:
+            raised.append(True)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(locks, "_acquire", acquires)
+    monkeypatch.setattr(world.runtime, "sleep", interrupt)
+    handler = signal.signal(signal.SIGINT, once)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            waiter.lock_item("k")
+        holder.unlock_item("k")
+        interrupted.set()
+        assert ended.wait(30)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert holder.locks == {}
+
+
+@pytest.mark.parametrize("outage", [False, True])
+def test_a_section_that_never_gets_to_its_end_is_unlocked_all_the_same(
+    world, clients, caplog, outage
+):
+    a, b = clients
+    section = a.lock("k")
+    section.__enter__()
+    assert b.locks
+    if outage:
+        a._engine.backend.timeout = 3
+        world.of(a).steps += [("put", INDEX, no_answer)] * 200 + [("get", INDEX, no_answer)] * 200
+    with caplog.at_level("INFO", "remotedict"):
+        del section
+        eventually(lambda: not a._parts.locks.holds("k"))
+        if outage:
+            eventually(lambda: "the lock on key 'k' was dropped" in caplog.text)
+    world.of(a).steps.clear()
+    b["k"] = "free again"
+    assert b.locks == {}
+
+
+def test_a_section_in_a_held_lock_that_never_gets_to_its_end_is_none_any_more(world, clients):
+    a, b = clients
+    a.lock_item("k", duration=5)
+    held = a._parts.locks._held.get("k")
+    end = held.until
+    section = a.lock("k")
+    section.__enter__()
+    assert held.until is None
+    del section
+    eventually(lambda: held.until == end)
+    assert a._parts.locks.holds("k")
+    lease_runs_out(world)
+    b["k"] = "theirs"
+    with pytest.raises(LockLostError):
+        a["k"] = "stale"
+    a["k"] = "knowing"  # told once: no section is left that may have read what was before

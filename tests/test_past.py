@@ -188,7 +188,7 @@ def test_a_drop_is_the_same_for_all_however_they_came_by_their_state(seed, small
         machine.commit(1)
         machine.upkeep()
         if step in {20, 40}:
-            follower.check().result()
+            follower.now()
     for before in machine.random.sample(range(1, machine.index.settled + 1), 4):
         drop = Drop(before, machine.random.choice([1, 2, 3]))
         mine = machine.state
@@ -198,7 +198,7 @@ def test_a_drop_is_the_same_for_all_however_they_came_by_their_state(seed, small
             mine.rebased(),
             mine.rebased().rebased(),
             machine.load().state,
-            follower.check().result().state,
+            follower.now().state,
         ]
         commit = machine.make(drop)
         after = [state.apply(commit) for state in states]
@@ -341,7 +341,7 @@ def test_once_the_tail_is_sealed_nobody_has_inline_values_and_all_know_the_same_
 
     def look(when):
         if looked in {when, "always"}:
-            follower.check().result()
+            follower.now()
 
     machine.make(inline("a", 1))
     look("before")
@@ -367,7 +367,7 @@ def test_once_the_tail_is_sealed_nobody_has_inline_values_and_all_know_the_same_
     assert {place.blob for place in (first, second, again, copy)} == {
         machine.index.segments[-1].blob
     }
-    for known in (machine.known, follower.check().result(), fresh):
+    for known in (machine.known, follower.now(), fresh):
         machine.check(known.state)
         machine.check_places(known)
         assert content(known.state) == content(fresh.state)

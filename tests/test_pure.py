@@ -1,9 +1,8 @@
-"""The pure part: names, records, values, states and plans, each against a model or by mutation."""
+"""The pure part: names, values, states and plans, each against a model or by mutation."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import random
 import tracemalloc
 
@@ -11,30 +10,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
 from machine import Machine, content
 from remotedict import CorruptBlobError, FormatVersionError, InvalidNameError
 from remotedict.pure import codec, lz4, naming, plan, records
 from remotedict.pure.coding import Codec
 from remotedict.pure.records import (
-    Annotate,
     CheckpointRef,
     Commit,
-    Delete,
-    Drop,
     Facts,
-    Forget,
-    Holder,
-    Index,
-    Lock,
     LogRef,
-    Range,
     Segment,
     Set,
-    Unlock,
 )
-from remotedict.pure.state import State
 
 KEYS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
@@ -104,81 +92,7 @@ def test_the_seq_in_a_name_is_found_by_path_and_by_reference():
     assert naming.born(f"f/.packs/{name}") == naming.born(f"p:{name}") == 42
 
 
-# -- records --------------------------------------------------------------------------------
-
-
-def an_index():
-    commit = Commit(
-        b"c" * 16,
-        1,
-        1,
-        "me",
-        "why",
-        [
-            Set("k", 1, b"g" * 16, 0, b"inline", Facts("str", 6), None),
-            Set(
-                "l",
-                2,
-                b"h" * 16,
-                0,
-                Range(f"p:000000000000-{'a' * 32}", 3, 4),
-                Facts("a", 6, (1, 2), "f8"),
-                "k",
-            ),
-            Set("m", 3, b"i" * 16, 0, 77, Facts("int", 6), None),
-            Annotate("m", 3, '{"a":1}'),
-            Delete("x", 4),
-            Forget("y"),
-            Lock("k", Holder("host", 1, "me", None)),
-            Unlock("k", b"e" * 16),
-            Drop(0, 1),
-        ],
-    )
-    return replace(plan.genesis(b"d" * 16, b"i" * 16), seq=1, tail=[commit])
-
-
-def test_a_record_read_back_is_the_same():
-    index = an_index()
-    assert records.decode(records.encode(index), Index, "p") == (index, b"")
-
-
-def test_any_flipped_bit_of_a_record_is_noticed_and_names_the_blob():
-    blob = records.encode(an_index(), [b"some data"])
-    for at, bit in itertools.product(range(len(blob)), range(8)):
-        broken = bytearray(blob)
-        broken[at] ^= 1 << bit
-        with pytest.raises((CorruptBlobError, FormatVersionError)) as caught:
-            records.decode(bytes(broken), Index, "the/blob")
-        assert caught.value.blob == "the/blob"
-
-
-def test_any_truncation_of_a_record_is_noticed():
-    blob = records.encode(an_index())
-    for end in range(len(blob)):
-        with pytest.raises(CorruptBlobError):
-            records.decode(blob[:end], Index, "p")
-
-
-def forge(payload, kind=records.INDEX, version=records.FORMAT_VERSION):
-    """Return a frame whose checksum is right, around any payload."""
-    fields = (b"RDct", version, kind, 0, len(payload), 0)
-    return records._HEADER.pack(*fields, records._checksum(fields, payload)) + payload
-
-
-@given(st.binary(max_size=200))
-def test_garbage_with_a_right_checksum_gives_only_typed_errors(payload):
-    for cls, kind in records._KINDS.items():
-        with pytest.raises(CorruptBlobError):
-            records.decode(forge(payload, kind), cls, "p")
-
-
-@pytest.mark.parametrize(
-    "reference", ["s:../../x", "v:../x", "x:000000000001-" + "0" * 32, "/etc/passwd", "s:1-a"]
-)
-def test_a_reference_that_could_lead_elsewhere_is_refused(reference):
-    index = replace(an_index(), checkpoint=CheckpointRef(reference, 0, 1))
-    with pytest.raises(CorruptBlobError):
-        records.decode(records.encode(index), Index, "p")
+# -- blocks of LZ4 --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [0, 1000, 49_999_999, 50_000_001, 1 << 40, 1 << 70])
@@ -206,61 +120,6 @@ def test_a_block_holds_what_was_put_into_it(data):
 def test_what_is_no_block_is_refused_or_is_one(garbage, size):
     with contextlib.suppress(ValueError):
         assert len(lz4.inflate(garbage, size)) == size
-
-
-def test_deep_nesting_is_refused():
-    with pytest.raises(CorruptBlobError):
-        records.decode(forge(b"\x91" * 100_000), Index, "p")
-
-
-def test_a_newer_format_is_said_to_be_newer():
-    with pytest.raises(FormatVersionError, match="newer remotedict"):
-        records.decode(forge(b"", version=records.FORMAT_VERSION + 1), Index, "p")
-
-
-def test_a_required_feature_that_is_unknown_is_said():
-    blob = records.encode(replace(an_index(), features=["telepathy"]))
-    with pytest.raises(FormatVersionError, match="telepathy"):
-        records.decode(blob, Index, "p")
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"seq": 2},
-        {"seq": 0},
-        {"segments": [records.SegmentRef(f"s:000000000001-{0:032x}", 2, 3, 1)]},
-        {"checkpoint": CheckpointRef(f"c:000000000001-{0:032x}", 5, 1)},
-        {"log": LogRef(f"l:000000000001-{0:032x}", 1, 1, 1)},
-        {"log": LogRef(f"l:000000000001-{0:032x}", 0, 0, 1)},
-    ],
-)
-def test_an_index_whose_seqs_do_not_follow_each_other_is_refused(changes):
-    with pytest.raises(CorruptBlobError):
-        records.decode(records.encode(replace(an_index(), **changes)), Index, "p")
-
-
-@pytest.mark.parametrize(("first", "last"), [(0, 7), (8, 7), (1, 6), (1, 8)])
-def test_a_log_that_does_not_lead_to_the_checkpoint_is_refused(first, last):
-    index = replace(
-        plan.genesis(b"d" * 16, b"i" * 16),
-        seq=7,
-        checkpoint=CheckpointRef(f"c:000000000007-{0:032x}", 7, 1),
-        log=LogRef(f"l:000000000007-{0:032x}", 1, 7, 1),
-    )
-    assert records.decode(records.encode(index), Index, "p")[0] == index
-    index = replace(index, log=LogRef(f"l:000000000007-{0:032x}", first, last, 1))
-    with pytest.raises(CorruptBlobError, match="its log doesn't lead to commit 7"):
-        records.decode(records.encode(index), Index, "p")
-
-
-@pytest.mark.parametrize("drop", [False, True])
-def test_to_keep_no_version_at_all_is_refused(drop):
-    index = an_index()
-    tail = [replace(index.tail[0], changes=[Drop(0, 0)])]
-    index = replace(index, tail=tail) if drop else replace(index, history=0)
-    with pytest.raises(CorruptBlobError, match=">= 1"):
-        records.decode(records.encode(index), Index, "p")
 
 
 # -- values ---------------------------------------------------------------------------------
@@ -330,7 +189,7 @@ def small(monkeypatch):
 def check_everything(machine, followers):
     """Check what each of the states of the newest commit tells, and 3 views of each."""
     fresh = machine.load()
-    for known in (machine.known, *(follower.check().result() for follower in followers)):
+    for known in (machine.known, *(follower.now() for follower in followers)):
         assert content(known.state) == content(fresh.state)
         assert content(known.settled) == content(fresh.settled)
         machine.check_places(known)
@@ -357,7 +216,7 @@ def test_a_state_is_the_same_however_it_was_come_by(seed, small):
         machine.upkeep()
         for follower in followers:
             if machine.random.random() < 0.1:
-                machine.check_places(follower.check().result())
+                machine.check_places(follower.now())
         if step % 25 == 0:
             frozen.append((machine.state, content(machine.state, places=False)))
         if step % 25 == 24:
@@ -366,19 +225,6 @@ def test_a_state_is_the_same_however_it_was_come_by(seed, small):
         assert content(state, places=False) == before  # what came later changed no older view
     assert machine.index.checkpoint
     assert machine.model.floor
-
-
-def test_a_state_parts_ways_with_one_that_went_on_from_the_same_point():
-    def commit(seq, name):
-        change = Set("k", seq, name.ljust(16), 0, name, Facts("bytes", 1), None)
-        return Commit(name.ljust(16), seq, 0, "me", "", [change])
-
-    start = State.empty().apply(commit(1, b"start"))
-    left, right = start.apply(commit(2, b"left")), start.apply(commit(2, b"right"))
-    assert [s.get("k").place for s in (start, left, right)] == [b"start", b"left", b"right"]
-    assert left.commit_id(2).strip() == b"left"
-    assert right.commit_id(2).strip() == b"right"
-    assert start.commit_id(2) is None
 
 
 @pytest.mark.parametrize("seed", range(5))

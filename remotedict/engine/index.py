@@ -101,10 +101,6 @@ class IndexBlob:
         joined = self._join()
         return joined.result() if joined else self._own()
 
-    def check(self) -> Future[Known]:
-        """Do the same in another thread."""
-        return self._join() or self._runtime.spawn(self._own)
-
     def since(self, ticket: int) -> Known:
         """Return a state that was current at some time after `ticket` was drawn."""
         known = self.known

@@ -37,6 +37,7 @@ class CriticalSection:
         self._duration = duration
         self._wait = wait
         self._timeout = timeout
+        self._inside = object()  # what it is known by; a reference to itself would keep it alive
         self._taken = Taken([], {})
         self._stack = ExitStack()
 
@@ -53,8 +54,8 @@ class CriticalSection:
             with ExitStack() as stack:
                 for key in self._keys:
                     self._enter_mutex(stack, key, self._left(begun))
-                    stack.callback(self._locks.exit, key, self)
-                    self._locks.enter(key, self)
+                    stack.callback(self._locks.exit, key, self._inside)
+                    self._locks.enter(key, self._inside)
                 taken = self._locks.acquire(
                     self._keys, duration=self._duration, wait=self._wait, timeout=self._left(begun)
                 )
@@ -101,5 +102,5 @@ class CriticalSection:
 
     def __del__(self) -> None:
         """See that nothing stays locked if an interrupt came between the body and `__exit__`."""
-        if self._taken.new:
-            self._locks.drop_later(self._taken.new)
+        if any(self._taken):
+            self._locks.end_later(self._keys, self._inside, self._taken)

@@ -442,9 +442,17 @@ class Locks:
         for key in self._held.settled(keys):
             self._engine.runtime.call(lambda key=key: self._drop(key))  # type: ignore[misc]
 
-    def drop_later(self, keys: Iterable[str]) -> None:
-        """Have them dropped by another thread."""
-        self._engine.runtime.post(lambda: self.drop(keys))
+    def end_later(self, keys: Iterable[str], section: object, taken: Taken) -> None:
+        """Let another thread end a critical section, and drop what it took."""
+
+        def end() -> None:
+            for key in keys:
+                self.exit(key, section)
+            for key, until in taken.ends.items():
+                self.end_at(key, until)
+            self.drop(taken.new)
+
+        self._engine.runtime.post(end)
 
     def _drop(self, key: str) -> None:
         try:

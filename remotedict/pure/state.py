@@ -271,8 +271,8 @@ class State:
             if row >= 0:
                 yield keys, base.paths(keys, row, path)
             else:
-                entries = zip(keys, self.entries(keys), strict=True)
-                yield keys, path([(entry and entry.blob(key)) or "" for key, entry in entries])
+                entries = zip(keys, cast("list[Entry]", self.entries(keys)), strict=True)
+                yield keys, path([entry.blob(key) or "" for key, entry in entries])
 
     def _walk(self) -> Iterator[tuple[list[str], int]]:
         """Yield the keys in insertion order, many at a time.
@@ -366,7 +366,7 @@ class State:
         grown = self._grown
         at = seq - grown.ids_start
         # A commit that this view doesn't see has no id here, known though it may be.
-        return grown.ids[at] if 0 <= at < len(grown.ids) and seq <= self.seq else None
+        return grown.ids[at] if at >= 0 and seq <= self.seq else None
 
     def _recent(self) -> list[bytes]:
         grown = self._grown
@@ -531,9 +531,6 @@ class State:
 
     def droppable(self, drop: Drop) -> bool:
         """Tell whether `drop` would take anything off the list."""
-        if self._beyond_base:
-            base = self.rebased()._grown.base  # noqa: SLF001
-            return base.droppable(drop.before, drop.versions)
         if self._grown.base.droppable(drop.before, drop.versions):
             return True
         changed = map(self.listed, list(self._grown.entries.of))

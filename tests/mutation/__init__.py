@@ -1,0 +1,1 @@
+"""Mutation testing: small bugs, planted one at a time, that the tests must notice."""
