@@ -503,6 +503,13 @@ def test_closing_a_handle_releases_its_locks(world, clients):
     b.lock_item("k", wait=False)
 
 
+def eventually(done):
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def test_a_lock_is_renewed_until_its_end_and_no_longer(world):
     holder, other = world.open(), world.open()
     holder.lock_item("k", duration=40)
@@ -511,11 +518,7 @@ def test_a_lock_is_renewed_until_its_end_and_no_longer(world):
 
     def pass_time(seconds, until):
         world.clock.now += seconds
-        deadline = time.monotonic() + 30
-        while not until():
-            assert time.monotonic() < deadline
-            holdings.wake()
-            time.sleep(0.001)
+        eventually(lambda: until() or holdings.wake())
 
     for _ in range(6):  # 36 seconds, more than two leases
         pass_time(6, lambda: world.store._leases[path][1] == world.clock.now + LEASE_SECONDS)
@@ -550,19 +553,13 @@ def test_renewals_without_an_answer_do_not_pile_up(world, monkeypatch):
     for _ in range(10):
         asked = held.asked
         world.clock.now += 6
-        while held.asked == asked:  # until the renewer has seen that it is due
-            holdings.wake()
-            time.sleep(0.001)
-    while len(begun) < 3:
-        time.sleep(0.001)
+        eventually(lambda: holdings.wake() or held.asked != asked)  # noqa: B023 - called at once
+    eventually(lambda: len(begun) >= 3)
     assert (len(begun), held.asking) == (3, 3)
     go.set()
-    while held.asking:
-        time.sleep(0.001)
+    eventually(lambda: not held.asking)
     world.clock.now += 6
-    while len(begun) == 3:
-        holdings.wake()
-        time.sleep(0.001)
+    eventually(lambda: holdings.wake() or len(begun) > 3)
 
 
 def test_locks_say_who_holds_what_until_when(world, clients):
@@ -851,13 +848,6 @@ def test_a_duration_that_makes_no_sense_is_refused(clients, duration):
 
 
 # What ends a lock, or a wait for one, in the midst.
-
-
-def eventually(done):
-    deadline = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def no_answer(*_args):
