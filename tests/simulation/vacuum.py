@@ -66,7 +66,6 @@ class Keeper:
         self._witness = witness
         self._named: set[str] = set()  # by the index or its log, now
         self._ever: set[str] = set()
-        self.generations: dict[str, bytes] = {}  # by token
 
     def landed(self, index: Index, old: Index | None, who: str) -> None:
         """Look at what an index names."""
@@ -106,7 +105,7 @@ class Keeper:
                 blob = getattr(item, "blob", lambda _: None)(key)
                 if blob is not None:
                     where = item.range(key)
-                    self._witness._place(item.generation, blob, where.offset, where.length)
+                    self._witness.place(key, item.version, blob, where.offset, where.length)
 
     def deleted(self, paths: Iterable[str]) -> None:
         """See that nothing is deleted that is needed, or that somebody may be about to name."""
@@ -115,7 +114,7 @@ class Keeper:
         if index is None or witness.rewinds:
             return
         self._ever |= witness.places
-        needed = self._needed()
+        needed = witness.needed()
         for path in paths:
             if path in self._named:
                 witness.fail("missing", f"{path} was deleted, but the index or its log names it")
@@ -123,15 +122,3 @@ class Keeper:
                 witness.fail("vacuum", f"{path} was deleted, but {needed[path]} is listed")
             if path not in self._ever and born(path) >= index.horizon:
                 witness.fail("vacuum", f"{path} was deleted, but may still be named")
-
-    def _needed(self) -> dict[str, str]:
-        """Return where the values are that are listed, also past ones."""
-        state = self._witness.state
-        tokens = [*state.items.items()]
-        tokens += [(f"{k} {n}", token) for (k, n), (token, _) in state.past.items() if token]
-        needed = {}
-        for name, token in tokens:
-            where = self._witness.where(self.generations.get(token, b""))
-            if isinstance(where, tuple):
-                needed[where[0]] = name
-        return needed

@@ -179,8 +179,9 @@ class Witness:
         self.keeper = Keeper(self)
         self._owners = owners
         self.newer: set[str] = {"Z"}
-        self._where: dict[bytes, Any] = {}  # by generation: path and range, or bytes
-        self._by_blob: dict[str, set[bytes]] = {}
+        # Path and range, or the bytes themselves, by key and version: a copy's may be elsewhere.
+        self._where: dict[tuple[str, int], Any] = {}
+        self.places: set[str] = set()  # the blobs in which values are, or were, once named
         self._lease_of: dict[tuple[Any, str], str] = {}
         self._epoch_lease: dict[tuple[bytes, str], str] = {}
 
@@ -259,9 +260,8 @@ class Witness:
             for change in commit.changes:
                 if isinstance(change, Set) and isinstance(change.place, Range):
                     place = change.place
-                    self._place(
-                        change.generation, place.blob or ref.blob, place.offset, place.length
-                    )
+                    blob = place.blob or ref.blob
+                    self.place(change.key, change.version, blob, place.offset, place.length)
         return [c for c in segment.commits if c.seq > len(self.order)]
 
     def _check_names(self, index: Index, who: str) -> None:
@@ -272,13 +272,11 @@ class Witness:
             if self.store.blob(self._layout.path(blob)) is None:
                 self.fail("missing", f"{who} put an index that names {blob}, which isn't there")
 
-    def _place(self, generation: bytes, blob: str, offset: int, length: int) -> None:
+    def place(self, key: str, version: int, blob: str, offset: int, length: int) -> None:
+        """Take down where a version's bytes are."""
         path = self._layout.path(blob)
-        old = self._where.get(generation)
-        if isinstance(old, tuple) and old[0] == path:
-            return
-        self._where[generation] = (path, offset, length)
-        self._by_blob.setdefault(path, set()).add(generation)
+        self._where[key, version] = (path, offset, length)
+        self.places.add(path)
 
     def _commit(self, commit: Commit, index: Index, who: str) -> None:
         """Replay one commit that has landed."""
@@ -371,28 +369,27 @@ class Witness:
 
     def _token(self, change: Set, index: Index, name: str) -> str:
         """Return which value a change sets, from its bytes: they must be there."""
-        generation, place = change.generation, change.place
+        key, version, place = change.key, change.version, change.place
         if isinstance(place, bytes):
-            self._where[generation] = place
+            self._where[key, version] = place
         elif isinstance(place, int):
-            blob = f"v:{escape(change.key)}/{unique(change.born, generation)}"
-            self._place(generation, blob, 0, place)
+            blob = f"v:{escape(key)}/{unique(change.born, change.generation)}"
+            self.place(key, version, blob, 0, place)
         elif place.blob:
-            self._place(generation, place.blob, place.offset, place.length)
+            self.place(key, version, place.blob, place.offset, place.length)
         if change.origin is None and not isinstance(place, bytes):
             began = change.born if isinstance(place, int) else born(place.blob or "s:0-0")
             if began < index.horizon and (isinstance(place, int) or place.blob[:1] == "p"):
                 self.fail("horizon", f"{name} named a value of {change.key} below the horizon")
-        token = self._read(generation)
+        token = self._read(change)
         if token is None:
-            self.fail("missing", f"{name} set {change.key}, but its bytes aren't there")
+            self.fail("missing", f"{name} set {key}, but its bytes aren't there")
             return "?"
-        self.keeper.generations[token] = generation
         return token
 
-    def _read(self, generation: bytes) -> str | None:
-        """Return the token in the bytes of a generation, None if they aren't there."""
-        where = self._where.get(generation)
+    def _read(self, change: Set) -> str | None:
+        """Return the token in the bytes that a change sets, None if they aren't there."""
+        where = self._where.get((change.key, change.version))
         if isinstance(where, tuple):
             path, offset, length = where
             data = self.store.blob(path)
@@ -401,7 +398,7 @@ class Witness:
             data = data[offset : offset + length]
         else:
             data = where
-        if data is None or generation not in data:
+        if data is None or change.generation not in data:
             return None
         found = TOKEN.search(data)
         # Its beginning and its end: the chunks between them have heads of their own.
@@ -415,14 +412,13 @@ class Witness:
         """See that nothing is deleted that is needed."""
         self.keeper.deleted(paths)
 
-    @property
-    def places(self) -> set[str]:
-        """The blobs in which values are, or were, that have been named."""
-        return set(self._by_blob)
-
-    def where(self, generation: bytes) -> Any:
-        """Return where the bytes of a generation are: path, offset and length, or themselves."""
-        return self._where.get(generation)
+    def needed(self) -> dict[str, str]:
+        """Return in which blobs values are that are listed, also past ones, and which."""
+        state = self.state
+        listed = [(key, state.versions[key]) for key in state.items]
+        listed += [version for version, (token, _) in state.past.items() if token]
+        places = {version: self._where.get(version) for version in listed}
+        return {w[0]: f"{k} {n}" for (k, n), w in places.items() if isinstance(w, tuple)}
 
     def check_forgotten(self, key: str, call: Any) -> None:
         """See that no blob has any bytes of what a key was before it was forgotten.
