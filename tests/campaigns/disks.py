@@ -48,11 +48,11 @@ def run(_: str, times: int, rng: random.Random, report: Report) -> None:
     with crew_of("forkserver") as crew:
         for target in (meet_full_disks, meet_read_only_disks, meet_forbidden_folders):
             process, told = crew.start_with_report(target, times, rng.randrange(2**32))
-            found = received(told)
+            while (found := received(told)) is not None:
+                report.counts += found.counts
+                for text in found.anomalies:
+                    report.wrong(text)
             crew.join(process)
-            report.counts += found.counts
-            for text in found.anomalies:
-                report.wrong(text)
 
 
 class Disk:
@@ -127,7 +127,8 @@ def meet_full_disks(times: int, seed: int, told: Connection) -> None:
                 trial = _Trial(disk.folder, operation, outcomes, report)
                 trial.run(lambda free=free: disk.fill(free), disk.free)
                 _read_with_cache(disk, operation, free, outcomes, report)
-    told.send(report)
+            _tell(told, report)
+    told.send(None)
 
 
 def meet_read_only_disks(times: int, seed: int, told: Connection) -> None:
@@ -141,7 +142,8 @@ def meet_read_only_disks(times: int, seed: int, told: Connection) -> None:
             outcomes = _outcomes(disk.folder, operation)
             trial = _Trial(disk.folder, operation, outcomes, report)
             trial.run(lambda: disk.protect("ro"), lambda: disk.protect("rw"))
-    told.send(report)
+            _tell(told, report)
+    told.send(None)
 
 
 def meet_forbidden_folders(times: int, seed: int, told: Connection) -> None:
@@ -157,7 +159,15 @@ def meet_forbidden_folders(times: int, seed: int, told: Connection) -> None:
             outcomes = _outcomes(Path(folder), operation)
             trial = _Trial(Path(folder), operation, outcomes, report)
             trial.run(lambda: _chmod(folder, 0o500), lambda: _chmod(folder, 0o700))
+            _tell(told, report)
+    told.send(None)
+
+
+def _tell(told: Connection, report: Report) -> None:
+    """Tell what was found, and begin anew."""
     told.send(report)
+    report.counts.clear()
+    report.anomalies.clear()
 
 
 def _some(times: int, turn: int) -> list[Operation]:

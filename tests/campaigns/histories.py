@@ -12,11 +12,12 @@ import itertools
 import random
 import time
 from collections import defaultdict
+from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
 from campaigns.proxy import Fault
 from campaigns.sites import site
-from crew import crew_of, received
+from crew import HANG, crew_of, received
 from remotedict import (
     ConflictError,
     ItemLockedError,
@@ -72,7 +73,7 @@ def run(_: str, times: int, rng: random.Random, report: Report) -> None:
                 crew.start_with_report(live, *arguments, me, rng.randrange(2**32))
                 for me in range(PROCESSES)
             ]
-            calls = [call for _, told in tellers for call in _received(told)]
+            calls = _received([told for _, told in tellers])
             crew.join(*(process for process, _ in tellers))
             report.did("requests", azure.proxy.seen)
             report.did("of them harmed", len(azure.proxy.struck))
@@ -90,23 +91,33 @@ def _draw(rng: random.Random) -> Fault | None:
     return rng.choice([f for f in Fault if f is not Fault.SILENCE]) if rng.random() < RATE else None
 
 
-def _received(told: Connection) -> Iterator[Call]:
-    while (call := received(told)) is not None:
-        yield call
+def _received(tellers: list[Connection]) -> list[Call]:
+    """Return the calls of all processes, those of one after those of the other."""
+    told: dict[Connection, list[Call]] = {one: [] for one in tellers}
+    left = set(tellers)
+    while left:
+        for one in wait(left, HANG) or left:
+            call = received(one)
+            if call is None:
+                left.remove(one)
+            else:
+                told[one].append(call)
+    return [call for calls in told.values() for call in calls]
 
 
 # -- the processes ---------------------------------------------------------------------------
 
 
 def live(where: Where, count: int, barrier: Any, me: int, seed: int, told: Connection) -> None:
-    """Make random calls; then tell of all of them."""
+    """Make random calls, and tell of each."""
     with where.open(author=f"process {me}", timeout=TIMEOUT) as d:
         user = User(d, me, seed)
         barrier.wait()
         for number in range(count):
             user.step(number)
-    for call in user.history:
-        told.send(call)
+            for call in user.history:
+                told.send(call)
+            user.history.clear()
     told.send(None)
 
 

@@ -65,6 +65,7 @@ class FaultProxy:
         self._rule: Callable[[Request], Fault | None] | None = None
         self._seen = 0
         self._struck: list[tuple[Request, Fault]] = []
+        self._serving: set[asyncio.Task[None] | None] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -124,6 +125,8 @@ class FaultProxy:
             return fault
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Else nobody but what it waits for knows the task, and it may be collected as garbage.
+        self._serving.add(task := asyncio.current_task())
         try:
             server = await asyncio.open_connection("127.0.0.1", self._upstream)
             with contextlib.closing(server[1]):
@@ -133,6 +136,7 @@ class FaultProxy:
             pass  # somebody has hung up, or it is all over
         finally:
             writer.transport.abort()
+            self._serving.remove(task)
 
     async def _exchange(
         self,
