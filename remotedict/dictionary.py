@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, MutableMapping, Sized
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
+import numpy as np
 import pandas as pd
 
 from remotedict.errors import (
@@ -215,13 +216,13 @@ class RemoteDict(Transactional, Versioned, Lockable, Mendable, MutableMapping[st
         known: Known = self._engine.known()
         revision = known.index.revision if known.index else 0
         if self._shown_index is None or self._shown_index[0] != revision:
-            keys: list[str] = []
-            paths: list[str] = []
-            for some, theirs in known.state.paths(self._engine.layout.paths):
-                keys += some
-                paths += theirs
+            blocks = list(known.state.paths(self._engine.layout.paths))
+            keys = list(chain.from_iterable(keys for keys, _ in blocks))
             series = pd.Series(
-                paths, index=pd.Index(keys, name="index", dtype="str"), name="name", dtype="str"
+                np.concatenate([np.empty(0, object), *(paths for _, paths in blocks)]),
+                index=pd.Index(keys, name="index", dtype="str"),
+                name="name",
+                dtype="str",
             )
             self._shown_index = (revision, series)
         return self._shown_index[1].copy()

@@ -326,7 +326,7 @@ def test_a_window_is_bounded_in_bytes_too(m: RemoteDict, monkeypatch: pytest.Mon
     model = {str(i): random.Random(i).randbytes(20_000) for i in range(10)}
     m.update(model)
     known = m._engine.known()
-    windows = list(core._windows(known.state.items()))
+    windows = list(core._windows(known.state.locations()))
     assert [len(window) for window in windows] == [2] * 5
     assert list(m.items()) == list(model.items())
 

@@ -104,7 +104,7 @@ def test_a_value_that_takes_more_than_it_holds_is_not_fetched(tmp_path: Path) ->
         LocalDictionary(tmp_path, max_value_bytes=LIMIT) as d,
         pytest.raises(errors.ValueTooLargeError),
     ):
-        d._engine.values.fetch("k", lying)
+        d._engine.values.fetch(lying.location("k"))
 
 
 def test_a_large_value_that_was_replaced_meanwhile_is_no_error(tmp_path: Path) -> None:

@@ -176,7 +176,9 @@ def test_a_state_is_what_the_commits_made_it():
         assert one.entries(["b", "c"]) == [b, c]
         assert [key in one for key in "abcx"] == [True, True, True, False]
         assert dict(one.items()) == {"b": b, "c": c, "a": a}
-        assert list(one.items(reverse=True)) == [("a", a), ("c", c), ("b", b)]
+        places = [b.location("b"), c.location("c"), a.location("a")]
+        assert list(one.locations()) == places
+        assert list(one.locations(reverse=True)) == places[::-1]
         assert [one.get(key) for key in "abcx"] == [a, b, c, None]
         assert one.listed("a") == [
             an_entry(put("a"), 1, 0),
@@ -223,7 +225,9 @@ def test_an_older_state_is_not_changed_by_what_comes_later(base):
     assert first.entries(["a", "b", "c"]) == [*map(first.get, "ab"), None]
     assert first.versions(["a", "b", "c"]) == [1, 1, 0]
     assert [key in first for key in "abc"] == [True, True, False]
-    assert list(first.items(reverse=True)) == [("b", first.get("b")), ("a", first.get("a"))]
+    places = [first.get("a").location("a"), first.get("b").location("b")]
+    assert list(first.locations()) == places
+    assert list(first.locations(reverse=True)) == places[::-1]
     assert sorted(set(first.changed(0))) == ["a", "b"]
     assert list(first.changed(1)) == []
     assert [entry.version for _, entry in first.later()] == ([] if base else [1, 1])
@@ -343,7 +347,7 @@ def test_keys_are_taken_from_the_base_in_growing_blocks():
     assert list(now) == keys_of(changes)
     assert list(reversed(now)) == keys_of(changes)[::-1]
     assert [len(block) for block, _ in now._backwards()] == sizes
-    assert [key for key, _ in now.items(reverse=True)] == keys_of(changes)[::-1]
+    assert [where.key for where in now.locations(reverse=True)] == keys_of(changes)[::-1]
     touched = play(put("k00100", 2), since=now)
     rows[1] = -1
     assert walked(touched) == list(zip(sizes, rows, strict=False))
@@ -445,9 +449,11 @@ def test_paths_say_where_each_value_lies():
     )
     own = f"v:b/{0:012}-{put('b').generation.hex()}"
     for one in (now, now.rebased()):
-        assert list(one.paths(list)) == [(list("abcd"), [PACK, own, "", ""])]
+        [(keys, paths)] = one.paths(list)
+        assert (keys, list(paths)) == (list("abcd"), [PACK, own, "", ""])
     based = play((put("a"), put("b", place=77))).rebased()
-    assert list(based.paths(list)) == [(["a", "b"], [PACK, own])]
+    [(keys, paths)] = based.paths(list)
+    assert (keys, list(paths)) == (["a", "b"], [PACK, own])
     assert walked(based) == [(2, 0)]
 
 

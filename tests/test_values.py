@@ -232,7 +232,7 @@ def test_damaged_inline_bytes_are_said_to_be_in_the_index(world):
     a["k"] = 1
     found = entry(a, "k")
     with pytest.raises(CorruptBlobError) as caught:
-        a._engine.values.decode("k", found, found.place[:-1], bytes(16))
+        a._engine.values.decode(found.location("k"), found.place[:-1], bytes(16))
     assert caught.value.blob == a._engine.layout.index
 
 

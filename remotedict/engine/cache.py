@@ -55,10 +55,13 @@ class Cache:
         with self._lock:
             if cleared != self.cleared:
                 return
-            for generation, data in pairs:
-                if generation not in self._bytes and len(data) <= self._limit // 2:
-                    self._bytes[generation] = data
-                    self._size += len(data)
+            new = {
+                generation: data
+                for generation, data in pairs
+                if generation not in self._bytes and len(data) <= self._limit // 2
+            }
+            self._bytes.update(new)
+            self._size += sum(map(len, new.values()))
             while self._size > self._limit:
                 _, dropped = self._bytes.popitem(last=False)
                 self._size -= len(dropped)

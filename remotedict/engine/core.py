@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from remotedict.backend import BlobNotFound
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from remotedict.engine.stats import Meter
     from remotedict.engine.values import Progress
     from remotedict.pure.codec import Encoded, Unpacked
-    from remotedict.pure.entry import Entry
+    from remotedict.pure.entry import Entry, Location
     from remotedict.pure.keyring import Keyring
     from remotedict.pure.naming import Layout
     from remotedict.pure.pieces import Stored
@@ -184,15 +185,16 @@ class Engine:
             known, ahead = self._now_with([key], self._read_one)
         for _ in range(_ATTEMPTS):
             entry = entries(known.state, [key])[0][1]
+            where = entry.location(key)
             try:
-                return ahead.get(entry.generation) or self._read(key, entry, known), entry
+                return ahead.get(entry.generation) or self._read(where, known), entry
             except BlobNotFound as exc:
                 # Another writer has replaced it, and its bytes have gone since.
-                known = self._newer(key, entry, exc)
-        raise self._missing(key, entry)
+                known = self._newer(where, exc)
+        raise self._missing(where)
 
     def _now_with(
-        self, keys: Sequence[str], fetch: Callable[[list[tuple[str, Entry]], Known], dict[str, _T]]
+        self, keys: Sequence[str], fetch: Callable[[list[Location], Known], dict[str, _T]]
     ) -> tuple[Known, Mapping[bytes, _T]]:
         """Return the state now, and what was fetched meanwhile, by generation.
 
@@ -200,18 +202,21 @@ class Engine:
         the check brings news of is yet to be fetched.
         """
         before = self.index.known
+        if before is None:
+            return self.index.now(), {}
         guesses = [
-            (key, entry)
+            where
             for key in keys
-            if before and (entry := before.state.get(key)) and self.values.at_hand(entry) is None
+            if (entry := before.state.get(key))
+            and self.values.at_hand(where := entry.location(key)) is None
         ]
-        if not before or not guesses:
+        if not guesses:
             return self.index.now(), {}
         ahead = self.runtime.spawn(partial(fetch, guesses, before))
         known = self.index.now()
-        current = (known.state.get(key) for key, _ in guesses)
+        current = (known.state.get(where.key) for where in guesses)
         if not {entry.generation for entry in current if entry} & {
-            e.generation for _, e in guesses
+            where.generation for where in guesses
         }:
             return known, {}  # none of it is wanted any more
         try:
@@ -219,7 +224,7 @@ class Engine:
         except (BlobNotFound, CorruptBlobError, ValueTooLargeError):
             # Of one that isn't current; or it comes again.
             return known, {}
-        return known, {entry.generation: raw[key] for key, entry in guesses}
+        return known, {where.generation: raw[where.key] for where in guesses}
 
     def read_many(
         self,
@@ -239,58 +244,56 @@ class Engine:
         SnapshotExpiredError
             A value of `known` is no longer kept.
         """
+        keys = list(dict.fromkeys(keys))
         now = known or self.index.recent(self.tuning.max_staleness)
         if now is None:
             self.check_open()
             now, at_hand = self.runtime.call(lambda: self._now_with(keys, self._fetch_all))
         for _ in range(_ATTEMPTS):
-            items = entries(now.state, keys)
+            wanted = [entry.location(key) for key, entry in entries(now.state, keys)]
             try:
-                raw = self._at_hand(items, at_hand or {}, progress)
+                raw = self._at_hand(wanted, at_hand or {}, progress)
             except _Gone as gone:
                 if known:
                     raise SnapshotExpiredError(gone.key) from None
                 now = gone.newer
             else:
-                return {key: self._decoded(key, entry, raw[key], now) for key, entry in items}
-        raise self._missing(*items[0])
+                if not wanted:
+                    return {}
+                assert now.index is not None  # noqa: S101 - it has entries
+                return dict(self.values.decode_all(wanted, raw, now.index.dictionary))
+        raise self._missing(wanted[0])
 
     def _at_hand(
-        self,
-        items: Sequence[tuple[str, Entry]],
-        at_hand: Mapping[bytes, Stored],
-        progress: Progress,
+        self, wanted: Sequence[Location], at_hand: Mapping[bytes, Stored], progress: Progress
     ) -> dict[str, Stored]:
-        """Return the bytes of `items` by key, fetching those that aren't at hand."""
-        raw = {key: at_hand[e.generation] for key, e in items if e.generation in at_hand}
-        wanted = [item for item in items if item[0] not in raw]
-        if wanted:
-            raw |= self.runtime.call(partial(self._find_many, wanted, progress))
+        """Return the bytes of values by key, fetching those that aren't at hand."""
+        raw = {w.key: at_hand[w.generation] for w in wanted if w.generation in at_hand}
+        if missing := [where for where in wanted if where.key not in raw]:
+            raw |= self.runtime.call(partial(self._find_many, missing, progress))
         return raw
 
-    def fetch_many(self, items: Sequence[tuple[str, Entry]]) -> dict[str, Stored]:
-        """Return the bytes of `items` by key; those gone, or too large, are left out."""
-        items = list(items)
-        while items:
+    def fetch_many(self, wanted: Sequence[Location]) -> dict[str, Stored]:
+        """Return the bytes of values by key; those gone, or too large, are left out."""
+        wanted = list(wanted)
+        while wanted:
             try:
-                return self.runtime.call(partial(self._find_many, items, lambda _: None))
-            except _Gone as gone:
-                items = [item for item in items if item[0] != gone.key]
-            except ValueTooLargeError as large:
-                items = [item for item in items if item[0] != large.key]
+                return self.runtime.call(partial(self._find_many, wanted, lambda _: None))
+            except (_Gone, ValueTooLargeError) as exc:
+                wanted = [where for where in wanted if where.key != exc.key]
         return {}
 
     def read_entry(self, key: str, entry: Entry, known: Known) -> Any:
         """Return the value of an entry, be it current or not; SnapshotExpiredError if it's gone."""
         try:
-            unpacked = self.runtime.call(partial(self._read, key, entry, known))
+            unpacked = self.runtime.call(partial(self._read, entry.location(key), known))
         except BlobNotFound:
             raise SnapshotExpiredError(key) from None
         return self.codec.read(unpacked, key)
 
-    def stream(self, items: Iterator[tuple[str, Entry]], known: Known) -> Iterator[tuple[str, Any]]:
+    def stream(self, wanted: Iterator[Location], known: Known) -> Iterator[tuple[str, Any]]:
         """Yield keys with their values as of `known`, fetched ahead within a window."""
-        windows = _windows(items)
+        windows = _windows(wanted)
         ahead = self._begin(windows)
         while ahead:
             (window, future), ahead = ahead, self._begin(windows)
@@ -303,8 +306,8 @@ class Engine:
             yield from self.values.decode_all(window, raw, known.index.dictionary)
 
     def _begin(
-        self, windows: Iterator[list[tuple[str, Entry]]]
-    ) -> tuple[list[tuple[str, Entry]], Future[dict[str, Stored]]] | None:
+        self, windows: Iterator[list[Location]]
+    ) -> tuple[list[Location], Future[dict[str, Stored]]] | None:
         """Begin to fetch the next window."""
         window = next(windows, None)
         if window is None:
@@ -312,47 +315,38 @@ class Engine:
         fetch = partial(self._find_many, window, lambda _: None)
         return window, self.runtime.call(lambda: self.runtime.spawn(fetch))
 
-    def _find_many(
-        self, items: Sequence[tuple[str, Entry]], progress: Progress
-    ) -> dict[str, Stored]:
+    def _find_many(self, wanted: Sequence[Location], progress: Progress) -> dict[str, Stored]:
         try:
-            return self.values.fetch_many(items, progress)
+            return self.values.fetch_many(wanted, progress)
         except BlobNotFound as exc:
-            key, entry = self._whose(items, str(exc))
-            raise _Gone(key, self._newer(key, entry, exc)) from exc
+            where = self._whose(wanted, str(exc))
+            raise _Gone(where.key, self._newer(where, exc)) from exc
 
-    def _fetch_all(self, items: list[tuple[str, Entry]], _: Known) -> dict[str, Stored]:
-        return self.values.fetch_many(items, lambda _: None)
+    def _fetch_all(self, wanted: list[Location], _: Known) -> dict[str, Stored]:
+        return self.values.fetch_many(wanted, lambda _: None)
 
-    def _read_one(self, items: list[tuple[str, Entry]], known: Known) -> dict[str, Unpacked]:
-        return {key: self._read(key, entry, known) for key, entry in items}
+    def _read_one(self, wanted: list[Location], known: Known) -> dict[str, Unpacked]:
+        return {where.key: self._read(where, known) for where in wanted}
 
-    def _read(self, key: str, entry: Entry, known: Known) -> Unpacked:
+    def _read(self, where: Location, known: Known) -> Unpacked:
         assert known.index is not None  # noqa: S101 - it has an entry
-        return self.values.read(key, entry, known.index.dictionary)
+        return self.values.read(where, known.index.dictionary)
 
-    def _decoded(self, key: str, entry: Entry, data: Stored, known: Known) -> Any:
-        assert known.index is not None  # noqa: S101 - it has an entry
-        return self.values.decode(key, entry, data, known.index.dictionary)
-
-    def _newer(self, key: str, entry: Entry, exc: BlobNotFound) -> Known:
-        """Return a newer state, in which `key` isn't this entry, whose bytes are gone."""
+    def _newer(self, where: Location, exc: BlobNotFound) -> Known:
+        """Return a newer state, in which the key's value is another one: this one's bytes are gone."""
         known = self.index.since(self.index.ticket())
-        now = known.state.get(key)
-        if now and _same_bytes(now, entry):
-            raise self._missing(key, entry) from exc
+        now = known.state.get(where.key)
+        if now and now.location(where.key) == where:
+            raise self._missing(where) from exc
         return known
 
-    def _missing(self, key: str, entry: Entry) -> MissingValueError:
-        return MissingValueError(key, self.layout.path(entry.range(key).blob))
+    def _missing(self, where: Location) -> MissingValueError:
+        return MissingValueError(where.key, self.layout.path(where.blob or ""))
 
-    def _whose(self, items: Sequence[tuple[str, Entry]], path: str) -> tuple[str, Entry]:
-        """Return the item whose bytes should be in the blob at `path`."""
-        for key, entry in items:
-            blob = entry.blob(key)
-            if blob and self.layout.path(blob) == path:
-                return key, entry
-        return items[0]
+    def _whose(self, wanted: Sequence[Location], path: str) -> Location:
+        """Return whose bytes should be in the blob at `path`."""
+        paths = self.layout.paths(where.blob or "" for where in wanted)
+        return wanted[paths.index(path) if path in paths else 0]
 
     # -- writing ----------------------------------------------------------------------------
 
@@ -489,10 +483,6 @@ class Engine:
         return self.runtime.call(made)
 
 
-def _same_bytes(one: Entry, other: Entry) -> bool:
-    return one.generation == other.generation and one.place == other.place
-
-
 class _Gone(Exception):  # noqa: N818 - an answer to this module
     """The bytes of a key's entry aren't there; `newer` is a state in which it has another one."""
 
@@ -525,17 +515,25 @@ def entries(state: State, keys: Sequence[str]) -> list[tuple[str, Entry]]:
     return cast("list[tuple[str, Entry]]", found)
 
 
-def _windows(items: Iterator[tuple[str, Entry]]) -> Iterator[list[tuple[str, Entry]]]:
-    """Yield keys with their entries: few at first, so that the first value is there soon."""
-    window: list[tuple[str, Entry]] = []
-    size, requests, count = 0, 0, min(_WINDOW_REQUESTS, _WINDOW_ITEMS)
-    for item in items:
-        stored, own = item[1].stored, type(item[1].place) is int
-        size, requests = size + stored, requests + own
-        if window and (size > _WINDOW_BYTES or requests > _WINDOW_REQUESTS or len(window) == count):
+def _windows(wanted: Iterator[Location]) -> Iterator[list[Location]]:
+    """Yield what to fetch at once: little at first, so that the first value is there soon."""
+    count = min(_WINDOW_REQUESTS, _WINDOW_ITEMS)
+    while window := list(islice(wanted, count)):
+        requests = len({where.source for where in window})
+        if requests > _WINDOW_REQUESTS or sum(where.length for where in window) > _WINDOW_BYTES:
+            yield from _limited(window)
+        else:
             yield window
-            window, size, requests = [], stored, own
-            count = min(2 * count, _WINDOW_ITEMS)
-        window.append(item)
-    if window:
-        yield window
+        count = min(2 * count, _WINDOW_ITEMS)
+
+
+def _limited(window: list[Location]) -> Iterator[list[Location]]:
+    """Yield parts of a window that aren't too large, in bytes and in blobs."""
+    start, size, blobs = 0, 0, set[str | bytes]()
+    for at, where in enumerate(window):
+        size += where.length
+        blobs.add(where.source)
+        if at > start and (size > _WINDOW_BYTES or len(blobs) > _WINDOW_REQUESTS):
+            yield window[start:at]
+            start, size, blobs = at, where.length, {where.source}
+    yield window[start:]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from remotedict.backend import PIECE_BYTES
 from remotedict.engine.reader import take_all
@@ -23,13 +22,12 @@ if TYPE_CHECKING:
     from remotedict.engine.stats import Meter
     from remotedict.pure.codec import Encoded, Unpacked
     from remotedict.pure.coding import Codec
-    from remotedict.pure.entry import Entry
+    from remotedict.pure.entry import Location
     from remotedict.pure.keyring import Keyring
     from remotedict.pure.naming import Layout
     from remotedict.pure.pieces import Stored
 
     Progress = Callable[[int], None]
-    _Wanted = tuple[str, int, int, str, Entry]  # blob, offset, length; whose
 
 INLINE_TOTAL_BYTES = 256 * 1024
 """A commit carries no more than this inline: it may have to be sent several times."""
@@ -191,96 +189,87 @@ class Values:
 
     # -- reading ----------------------------------------------------------------------------
 
-    def at_hand(self, entry: Entry) -> Stored | None:
+    def at_hand(self, where: Location) -> Stored | None:
         """Return the value's bytes if no request is needed for them."""
-        if isinstance(entry.place, bytes):
-            return entry.place
-        return self.cache.get(entry.generation)
+        return self.cache.get(where.generation) if where.blob else cast("bytes", where.source)
 
     def fetch(
-        self, key: str, entry: Entry, use: Callable[[Iterator[Buffer]], object] = take_all
+        self, where: Location, use: Callable[[Iterator[Buffer]], object] = take_all
     ) -> Stored:
         """Return the value's bytes; `use` is given them as they arrive, if they do, and takes all.
 
         Raises
         ------
         BlobNotFound
-            The blob is gone: the entry is no longer current, or somebody deleted it.
+            The blob is gone: the value is no longer current, or somebody deleted it.
         ValueTooLargeError
             It is larger than this handle may read.
         """
-        self._codec.check_size(key, entry.facts.nbytes, entry.stored)
-        data = self.at_hand(entry)
+        self._codec.check_size(where.key, where.nbytes, where.length)
+        data = self.at_hand(where)
         if data is not None:
-            self._meter.add(memory_hits=not isinstance(entry.place, bytes))
+            self._meter.add(memory_hits=where.blob is not None)
             return data
-        return self._load([_wanted(key, entry)], use)[0]
+        return self._load([where], use)[0]
 
-    def read(self, key: str, entry: Entry, dictionary: bytes) -> Unpacked:
+    def read(self, where: Location, dictionary: bytes) -> Unpacked:
         """Return a value, unpacked; a large one is unpacked while it arrives. See `fetch`."""
         unpacked = None
 
         def use(pieces: Iterator[Buffer]) -> None:
             nonlocal unpacked
-            unpacked = self._unpack(key, entry, pieces, entry.stored, dictionary)
+            unpacked = self._unpack(where, pieces, where.length, dictionary)
 
-        data = self.fetch(key, entry, use)
-        return unpacked or self._unpack(key, entry, data, len(data), dictionary)
+        data = self.fetch(where, use)
+        return unpacked or self._unpack(where, data, len(data), dictionary)
 
-    def fetch_many(
-        self, items: Sequence[tuple[str, Entry]], progress: Progress
-    ) -> dict[str, Stored]:
+    def fetch_many(self, wanted: Sequence[Location], progress: Progress) -> dict[str, Stored]:
         """Return the bytes of many values by key; neighbours in one blob are read as one."""
-        found: dict[str, Stored] = {}
-        wanted: list[_Wanted] = []
-        hits = 0
         if self._codec.max_bytes is not None:
-            for key, entry in items:
-                self._codec.check_size(key, entry.facts.nbytes, entry.stored)
-        kept = self.cache.get_all([entry.generation for _, entry in items])
-        for (key, entry), data in zip(items, kept, strict=True):
-            place = entry.place
-            if type(place) is Range and data is None:
-                wanted.append((place.blob, place.offset, place.length, key, entry))
-            elif type(place) is bytes:
-                found[key] = place
-            elif data is not None:
-                found[key] = data
-                hits += 1
-            else:
-                wanted.append(_wanted(key, entry))
-        self._meter.add(memory_hits=hits)
+            for where in wanted:
+                self._codec.check_size(where.key, where.nbytes, where.length)
+        inline = {where.key: where.source for where in wanted if type(where.source) is bytes}
+        kept = self.cache.get_all([where.generation for where in wanted])
+        hits = {
+            where.key: data
+            for where, data in zip(wanted, kept, strict=True)
+            if data is not None and where.blob
+        }
+        found: dict[str, Stored] = hits | inline
+        self._meter.add(memory_hits=len(hits))
         progress(len(found))
 
-        def one(span: list[_Wanted]) -> dict[str, Stored]:
-            read = self._load(span)
-            return {key: data for (_, _, _, key, _), data in zip(span, read, strict=True)}
+        def one(span: list[Location]) -> dict[str, Stored]:
+            return dict(zip([where.key for where in span], self._load(span), strict=True))
 
-        spans = _spans(wanted)
-        small = [span for span in spans if span[0][2] <= PIECE_BYTES]
-        large = [span for span in spans if span[0][2] > PIECE_BYTES]
+        spans = _spans([where for where in wanted if where.key not in found])
+        small = [span for span in spans if span[0].length <= PIECE_BYTES]
+        large = [span for span in spans if span[0].length > PIECE_BYTES]
         for done in chain(self._runtime.map(one, small), map(one, large)):
             found |= done
             progress(len(done))
         return found
 
     def _load(
-        self, span: list[_Wanted], use: Callable[[Iterator[Buffer]], object] = take_all
+        self, span: list[Location], use: Callable[[Iterator[Buffer]], object] = take_all
     ) -> list[Stored]:
         """Return the bytes of neighbours in a blob; who wants them meanwhile shares them."""
-        blob, start = span[0][:2]
-        length = max(offset + size for _, offset, size, _, _ in span) - start
-        path, source = self._layout.path(blob), "memory_hits"
+        start = span[0].offset
+        length = max([where.offset + where.length for where in span]) - start
+        path, source = self._path(span[0]), "memory_hits"
         parts: list[Stored] = []
 
         def cut(data: Stored) -> list[Stored]:
             if len(span) == 1:
                 return [data]
-            return [bytes(data[at - start : at - start + size]) for _, at, size, _, _ in span]
+            whole = data if type(data) is bytes else bytes(data)
+            return [
+                whole[at : at + where.length] for where in span for at in [where.offset - start]
+            ]
 
         def load() -> Stored:
             nonlocal source, parts
-            if len(span) == 1 and (kept := self.cache.get(span[0][4].generation)) is not None:
+            if len(span) == 1 and (kept := self.cache.get(span[0].generation)) is not None:
                 return kept  # by one who has just loaded it
             cleared = self.cache.cleared
             data, on_disk = self._blobs.load(path, start, length, use)
@@ -288,8 +277,8 @@ class Values:
             parts = cut(data)
             self.cache.add_all(
                 (
-                    (entry.generation, part)
-                    for (_, _, _, _, entry), part in zip(span, parts, strict=True)
+                    (where.generation, part)
+                    for where, part in zip(span, parts, strict=True)
                     if not on_disk or isinstance(part, bytes)  # and not a file that is mapped
                 ),
                 cleared,
@@ -300,73 +289,63 @@ class Values:
         self._meter.add(**{source: len(span)})
         return parts or cut(data)
 
-    def decode(self, key: str, entry: Entry, data: Stored, dictionary: bytes) -> Any:
+    def decode(self, where: Location, data: Stored, dictionary: bytes) -> Any:
         """Return the object. Runs code that the value brings along."""
-        unpacked = type(data) is bytes and self._intact(
-            data, dictionary, entry.generation, entry.facts.nbytes
-        )
-        unpacked = unpacked or self._unpack(key, entry, data, len(data), dictionary)
-        return self._codec.read(unpacked, key)
+        [(_, value)] = self.decode_all([where], {where.key: data}, dictionary)
+        return value
 
     def decode_all(
-        self, items: Iterable[tuple[str, Entry]], found: dict[str, Stored], dictionary: bytes
+        self, wanted: Iterable[Location], found: dict[str, Stored], dictionary: bytes
     ) -> Iterator[tuple[str, Any]]:
-        """Yield the objects, and take their bytes out of what was found."""
+        """Yield keys and objects, and take their bytes out of what was found."""
         read, intact = self._codec.read, self._intact
-        for key, entry in items:
+        for where in wanted:
+            key = where.key
             data = found.pop(key)
             unpacked = type(data) is bytes and intact(
-                data, dictionary, entry.generation, entry.facts.nbytes
+                data, dictionary, where.generation, where.nbytes
             )
-            yield (
-                key,
-                read(unpacked, key) if unpacked else self.decode(key, entry, data, dictionary),
-            )
+            yield key, read(unpacked or self._unpack(where, data, len(data), dictionary), key)
+
+    def _path(self, where: Location) -> str:
+        return self._layout.path(where.blob) if where.blob else self._layout.index
 
     def _unpack(
         self,
-        key: str,
-        entry: Entry,
+        where: Location,
         data: Stored | Iterable[Buffer],
         length: int,
         dictionary: bytes,
     ) -> Unpacked:
-        blob = entry.blob(key)
-        path = self._layout.path(blob) if blob else self._layout.index
+        path = self._path(where)
         try:
             with self._blobs.trusted(path):
                 return codec.unpack(
                     data,
                     length,
                     dictionary=dictionary,
-                    generation=entry.generation,
+                    generation=where.generation,
                     path=path,
                     run=self._at_once,
                     keyring=self._keyring,
-                    nbytes=entry.facts.nbytes,
+                    nbytes=where.nbytes,
                 )
         except CorruptBlobError:
-            self.cache.discard(entry.generation)
+            self.cache.discard(where.generation)
             raise
 
 
-def _wanted(key: str, entry: Entry) -> _Wanted:
-    where = entry.range(key)
-    return where.blob, where.offset, where.length, key, entry
-
-
-def _spans(wanted: list[_Wanted]) -> list[list[_Wanted]]:
+def _spans(wanted: list[Location]) -> list[list[Location]]:
     """Return neighbours together: each list is read by one request."""
-    wanted.sort(key=itemgetter(0, 1))
-    spans: list[list[_Wanted]] = []
-    blob, start, end = "", 0, 0
-    for item in wanted:
-        at = item[1]
-        stop = at + item[2]
-        if item[0] == blob and at - end <= _GAP_BYTES and stop - start <= PIECE_BYTES:
-            spans[-1].append(item)
-            end = max(end, stop)
-        else:
-            spans.append([item])
-            blob, start, end = item[0], at, stop
-    return spans
+    wanted.sort()  # by blob and offset
+    spans: list[list[Location]] = []
+    first, blob, start, end = 0, None, 0, 0
+    for n, where in enumerate(wanted):
+        at = where.offset
+        stop = at + where.length
+        if where.source != blob or at - end > _GAP_BYTES or stop - start > PIECE_BYTES:
+            spans.append(wanted[first:n])
+            first, blob, start, end = n, where.source, at, stop
+        elif stop > end:
+            end = stop
+    return [*spans[1:], wanted[first:]] if wanted else []

@@ -56,7 +56,7 @@ class _Value:
         self._entry = entry
         self._path = engine.layout.path(blob) if blob else engine.layout.index
         self._offset = entry.range(key).offset if blob else 0
-        self._data = engine.values.at_hand(entry)
+        self._data = engine.values.at_hand(entry.location(key))
         self._check_type(entry.facts.type)
         self.chunks = engine.runtime.call(partial(self._find_chunks, dictionary))
         self._check_type(self.chunks.codec)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from remotedict.engine.core import Engine
     from remotedict.features.watch import Poll
-    from remotedict.pure.entry import Entry
+    from remotedict.pure.entry import Location
     from remotedict.pure.pieces import Stored
 
 _ATTEMPTS = 10
@@ -225,16 +225,16 @@ class Mirror(Readable):
             return {}
         state = known.state
         data: dict[bytes, Stored] = {}
-        wanted: list[tuple[str, Entry]] = []
+        wanted: list[Location] = []
         for keys in state.blocks():
             for key, entry in entries(state, keys):
                 kept = have.get(entry.generation)
                 if kept is None:
-                    wanted.append((key, entry))
+                    wanted.append(entry.location(key))
                 else:
                     data[entry.generation] = kept
         found = self._engine.fetch_many(wanted)
-        data |= {entry.generation: found[key] for key, entry in wanted if key in found}
+        data |= {where.generation: found[where.key] for where in wanted if where.key in found}
         return data
 
     def _wake(self) -> None:
@@ -263,10 +263,10 @@ class Mirror(Readable):
         self._look()
         return True
 
-    def _pairs(self, items: Iterator[tuple[str, Entry]], known: Known) -> Iterator[tuple[str, Any]]:
+    def _pairs(self, wanted: Iterator[Location], known: Known) -> Iterator[tuple[str, Any]]:
         if not self._prefetch:
-            return super()._pairs(items, known)
-        return ((key, self._values([key], known)[key]) for key, _ in items)
+            return super()._pairs(wanted, known)
+        return ((where.key, self._values([where.key], known)[where.key]) for where in wanted)
 
     def __reduce__(self) -> Any:
         msg = "a mirror can't be pickled; pickle the dictionary, and make a mirror of it there"

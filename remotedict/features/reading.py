@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from remotedict.engine.core import Engine
     from remotedict.engine.index import Known
-    from remotedict.pure.entry import Entry
+    from remotedict.pure.entry import Entry, Location
 
 _T = TypeVar("_T")
 _COMPLETIONS = 10_000
@@ -144,7 +144,7 @@ class Readable(Mapping[str, Any]):
             theirs = other
         return all(
             value is theirs[key] or value == theirs[key]
-            for key, value in self._pairs(known.state.items(), known)
+            for key, value in self._pairs(known.state.locations(), known)
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -334,7 +334,7 @@ class Readable(Mapping[str, Any]):
 
         def begun() -> tuple[_Lazy, tuple[str, Any] | None]:
             pairs = _Lazy(
-                self, lambda known: self._pairs(known.state.items(reverse=reverse), known)
+                self, lambda known: self._pairs(known.state.locations(reverse=reverse), known)
             )
             return pairs, next(pairs, None)
 
@@ -348,8 +348,8 @@ class Readable(Mapping[str, Any]):
             self._renew()  # so that it can be begun anew
             raise
 
-    def _pairs(self, items: Iterator[tuple[str, Entry]], known: Known) -> Iterator[tuple[str, Any]]:
-        return self._engine.stream(items, known)
+    def _pairs(self, wanted: Iterator[Location], known: Known) -> Iterator[tuple[str, Any]]:
+        return self._engine.stream(wanted, known)
 
 
 class _Lazy(Iterator[Any]):

@@ -219,17 +219,17 @@ class _Overlay:
         """Return what reading a written key gives: a copy, as of its assignment."""
         entry = self.draft.get(key)
         assert entry is not None  # noqa: S101 - it is there
-        encoded = self.encoded.get(entry.generation)
+        encoded, where = self.encoded.get(entry.generation), entry.location(key)
         if encoded is None:  # a copy, or a revert, of what was there before
             try:
-                data = engine.runtime.call(lambda: engine.values.fetch(key, entry))
+                data = engine.runtime.call(lambda: engine.values.fetch(where))
             except BlobNotFound:
                 raise ConflictError([key]) from None
         else:
             data = encoded.join()
         index = engine.created().index
         assert index is not None  # noqa: S101 - it was created
-        return engine.values.decode(key, entry, data, index.dictionary)
+        return engine.values.decode(where, data, index.dictionary)
 
 
 class _Reads:

@@ -60,7 +60,8 @@ CHUNK_BYTES = 1024 * 1024
 # chunk; length of that, size of a chunk, dictionary, generation, size of the first part.
 _START = struct.Struct("<4sHBBQII16s16sQ")
 _CHECKED = 16  # from here on; what comes before the checksum is its seed
-_USUALLY, _REST = struct.Struct("<4sHBB"), struct.Struct("<QII16s16sQ")
+_SEED_BYTES = 8
+_QUICK = struct.Struct("<QQII16s16sQ")  # the same, what comes before the checksum as one number
 _BUFFERS = (bytes, bytearray, memoryview)
 START_BYTES = _START.size
 
@@ -71,9 +72,8 @@ _HEADER_MAX = 16 * 1024 * 1024
 PYTHON = python_version()
 
 _USUAL = {
-    usual: (codec, int.from_bytes(usual, "little"))
+    int.from_bytes(struct.pack("<4sHBB", MAGIC, FORMAT_VERSION, kind, 0), "little"): codec
     for kind, codec in enumerate(_CODECS)
-    for usual in [_USUALLY.pack(MAGIC, FORMAT_VERSION, kind, 0)]
 }
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -248,7 +248,7 @@ def opening(
 
 
 def _seed(head: Buffer) -> int:
-    return int.from_bytes(head[: _USUALLY.size], "little")
+    return int.from_bytes(head[:_SEED_BYTES], "little")
 
 
 class Sent:
@@ -384,14 +384,15 @@ def intact(data: bytes, dictionary: bytes, generation: bytes, nbytes: int) -> Un
 
     To look at many small values part by part costs more than the values.
     """
-    codec, seed = _USUAL.get(data[: _USUALLY.size], ("", 0))
-    if not codec or len(data) < START_BYTES:
+    if len(data) < START_BYTES:
         return None
-    checksum, length, chunk, whose, which, size = _REST.unpack_from(data, _USUALLY.size)
+    seed, checksum, length, chunk, whose, which, size = _QUICK.unpack_from(data)
+    codec = _USUAL.get(seed)
     at = START_BYTES + length
     body = data[at + PREFIX_BYTES :]
     if (
-        which != generation
+        codec is None
+        or which != generation
         or whose != dictionary
         or not body
         or digest(data[_CHECKED:at], seed) != checksum

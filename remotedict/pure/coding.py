@@ -84,6 +84,8 @@ class Codec:
             raise UnsafeValueError(key, msg)
         try:
             if codec == "pickle":
+                if len(parts) == 1:
+                    return pickle.loads(parts[0])
                 return pickle.loads(parts[0], buffers=parts[1:])
             return safe.read(parts)
         except Exception as exc:

@@ -30,6 +30,26 @@ class Stamp(msgspec.Struct, frozen=True, gc=False):
         return cls(commit.id, commit.seq, commit.time, commit.author, commit.comment)
 
 
+class Location(msgspec.Struct, frozen=True, gc=False, order=True):
+    """What is needed to read a value.
+
+    `source` is the reference of a blob, in which the value takes `length` bytes at `offset`; or
+    these bytes themselves, when it is inline. It is what `key` has, and holds `nbytes`.
+    """
+
+    source: str | bytes
+    offset: int
+    length: int
+    key: str
+    generation: bytes
+    nbytes: int
+
+    @property
+    def blob(self) -> str | None:
+        """The reference of the blob that holds the value; None when it is inline."""
+        return self.source if isinstance(self.source, str) else None
+
+
 class Entry(msgspec.Struct, frozen=True, gc=False):
     """A key that is there: one of its generations, and its metadata.
 
@@ -65,6 +85,13 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         if isinstance(self.place, int):
             return f"v:{naming.escape(key)}/{naming.unique(self.born, self.generation)}"
         return None
+
+    def location(self, key: str) -> Location:
+        """Return where the value is, this being the entry of `key`."""
+        place, more = self.place, (key, self.generation, self.facts.nbytes)
+        if isinstance(place, Range):
+            return Location(place.blob, place.offset, place.length, *more)
+        return Location(self.blob(key) or cast("bytes", place), 0, self.stored, *more)
 
     def range(self, key: str) -> Range:
         """Return where the value's bytes are, which must not be inline."""

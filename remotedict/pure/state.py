@@ -12,10 +12,11 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from msgspec.structs import replace
 
 from remotedict.pure import merging
-from remotedict.pure.entry import Entry, Item, Stamp, Tombstone, kept
+from remotedict.pure.entry import Entry, Item, Location, Stamp, Tombstone, kept
 from remotedict.pure.mvcc import Chains
 from remotedict.pure.records import (
     Annotate,
@@ -36,6 +37,8 @@ from remotedict.pure.table import decode as decode_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+
+    from remotedict.pure.packing import Array
 
 RECENT_IDS = 1024
 """How many ids of commits a checkpoint carries, for writers in doubt about theirs."""
@@ -243,15 +246,24 @@ class State:
         """Yield the keys in insertion order, many at a time."""
         return (keys for keys, _ in self._walk())
 
-    def items(self, *, reverse: bool = False) -> Iterator[tuple[str, Entry]]:
-        """Iterate over the keys with their entries, in insertion order, or from the last one on."""
-        for keys, row in self._backwards() if reverse else self._walk():
+    def items(self) -> Iterator[tuple[str, Entry]]:
+        """Iterate over the keys with their entries, in insertion order."""
+        for keys, row in self._walk():
             if row >= 0:
                 yield from zip(
                     keys, self._grown.base.entries(slice(row, row + len(keys))), strict=True
                 )
             else:
                 yield from zip(keys, cast("list[Entry]", self.entries(keys)), strict=True)
+
+    def locations(self, *, reverse: bool = False) -> Iterator[Location]:
+        """Iterate over where the values are, in insertion order, or from the last one on."""
+        for keys, row in self._backwards() if reverse else self._walk():
+            if row >= 0:
+                yield from self._grown.base.locations(keys, row)
+            else:
+                entries = cast("list[Entry]", self.entries(keys))
+                yield from map(Entry.location, entries, keys)
 
     def _backwards(self) -> Iterator[tuple[list[str], int]]:
         keys, size = reversed(self), _FIRST_BLOCK
@@ -261,7 +273,7 @@ class State:
 
     def paths(
         self, path: Callable[[Iterable[str]], list[str]]
-    ) -> Iterator[tuple[list[str], list[str]]]:
+    ) -> Iterator[tuple[list[str], Array]]:
         """Yield the keys, many at a time, and the path of the blob that has the value of each.
 
         `path` makes paths of references, of which "" stands for the index.
@@ -272,7 +284,8 @@ class State:
                 yield keys, base.paths(keys, row, path)
             else:
                 entries = zip(keys, cast("list[Entry]", self.entries(keys)), strict=True)
-                yield keys, path([entry.blob(key) or "" for key, entry in entries])
+                paths = path([entry.blob(key) or "" for key, entry in entries])
+                yield keys, np.array(paths, object)
 
     def _walk(self) -> Iterator[tuple[list[str], int]]:
         """Yield the keys in insertion order, many at a time.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from functools import cache, cached_property, partial
-from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from remotedict.pure.columns import (
     compacted,
     numbered,
 )
-from remotedict.pure.entry import Entry, Item, Stamp, Tombstone
+from remotedict.pure.entry import Entry, Item, Location, Stamp, Tombstone
 from remotedict.pure.packing import ALIGNMENT, PROGRESSION, counted, pack, unpack
 from remotedict.pure.records import Facts, Range, TableRecord
 
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
     from remotedict.pure.columns import Columns
     from remotedict.pure.packing import Array
-    from remotedict.pure.records import Column, Drop
+    from remotedict.pure.records import Column, Drop, Place
 
 _FEW = 16  # so many keys are looked up sooner one by one
 _STAMPS_AT_HAND = 4096  # of commits, as objects
@@ -156,11 +155,18 @@ class Table:
 
     def entries(self, rows: Array | slice) -> list[Entry]:
         """Return what the keys of some live rows are now."""
-        lists = [self.columns[name][rows].tolist() for name in _SINGLE]
-        raw = self.columns["generation"][rows].tobytes()
-        generations = [raw[at : at + 16] for at in range(0, len(raw), 16)]
-        stamps = {number: self._stamp(number) for number in {*lists[1], *lists[-1]}}
-        return list(map(self._made, repeat(stamps.__getitem__), generations, *lists))
+        columns = [self.columns[name][rows].tolist() for name in _SINGLE]
+        return self._made(_generations(self.columns["generation"][rows]), *columns)
+
+    def locations(self, keys: Sequence[str], start: int) -> Iterator[Location]:
+        """Return where the values of neighbouring live rows are; `keys` are their keys."""
+        rows = slice(start, start + len(keys))
+        sources: list[str] = self.paths(keys, start, list).tolist()
+        offsets, lengths, sizes = (
+            self.columns[name][rows].tolist() for name in ("offset", "length", "nbytes")
+        )
+        generations = _generations(self.columns["generation"][rows])
+        return map(Location, sources, offsets, lengths, keys, generations, sizes)
 
     def versions(self, rows: Array) -> list[int]:
         """Return the versions of some rows, 0 for -1."""
@@ -171,14 +177,14 @@ class Table:
 
     def paths(
         self, keys: Sequence[str], start: int, path: Callable[[Iterable[str]], list[str]]
-    ) -> list[str]:
+    ) -> Array:
         """Return the paths of the blobs that have the values of neighbouring live rows.
 
         `keys` are their keys; `path` makes paths of references.
         """
         rows = slice(start, start + len(keys))
         numbers = self.columns["blob"][rows]
-        named: list[str] = self._named(path)[numbers].tolist()
+        named = self._named(path)[numbers]
         own = np.flatnonzero(numbers == OWN)
         if len(own):
             hexes = self.columns["generation"][rows][own].tobytes().hex()
@@ -188,8 +194,7 @@ class Table:
                 f"v:{name}/{seq:012d}-{hexes[at : at + 32]}"
                 for name, seq, at in zip(escaped, born, range(0, len(hexes), 32), strict=True)
             ]
-            for n, made in zip(own.tolist(), path(references), strict=True):
-                named[n] = made
+            named[own] = path(references)
         return named
 
     def _named(self, path: Callable[[Iterable[str]], list[str]]) -> Array:
@@ -270,8 +275,12 @@ class Table:
 
     def _entry(self, which: str, n: int) -> Entry:
         generations, *views = self._past_values if which else self._values
-        single: list[Any] = [view[n] for view in views]
-        return self._made(self._stamp, bytes(generations[16 * n : 16 * n + 16]), *single)
+        columns: list[Any] = [[view[n]] for view in views]
+        return self._made([bytes(generations[16 * n : 16 * n + 16])], *columns)[0]
+
+    @cached_property
+    def _blobs(self) -> list[str]:
+        return [""] * FIRST_BLOB + self.lists.blobs
 
     @cached_property
     def _values(self) -> list[memoryview]:
@@ -283,33 +292,43 @@ class Table:
 
     def _made(
         self,
-        stamp_of: Callable[[int], Stamp],
-        generation: bytes,
-        version: int,
-        stamp: int,
-        order: int,
-        born: int,
-        blob: int,
-        offset: int,
-        length: int,
-        kind: int,
-        nbytes: int,
-        metadata: int,
-        written: int,
-    ) -> Entry:
-        """Return the entry of a row."""
-        name, shape, dtype = self.lists.kinds[kind]
-        made = stamp_of(stamp)
-        return Entry(
-            version,
-            generation,
-            born,
-            length if blob == OWN else Range(self.lists.blobs[blob - FIRST_BLOB], offset, length),
-            Facts(name, nbytes, shape, dtype),
-            self.lists.texts[metadata],
-            made if written == stamp else stamp_of(written),
-            made,
-            order,
+        generation: list[bytes],
+        version: list[int],
+        stamp: list[int],
+        order: list[int],
+        born: list[int],
+        blob: list[int],
+        offset: list[int],
+        length: list[int],
+        kind: list[int],
+        nbytes: list[int],
+        metadata: list[int],
+        written: list[int],
+    ) -> list[Entry]:
+        """Return the entries of some rows, without a step of the interpreter for each of them."""
+        if not blob:
+            return []
+        places: list[Place] = list(map(Range, map(self._blobs.__getitem__, blob), offset, length))
+        if OWN in blob:
+            places = [
+                size if number == OWN else place
+                for number, size, place in zip(blob, length, places, strict=True)
+            ]
+        types, shapes, dtypes = zip(*map(self.lists.kinds.__getitem__, kind), strict=True)
+        stamps = {number: self._stamp(number) for number in {*stamp, *written}}.__getitem__
+        return list(
+            map(
+                Entry,
+                version,
+                generation,
+                born,
+                places,
+                map(Facts, types, nbytes, shapes, dtypes),
+                map(self.lists.texts.__getitem__, metadata),
+                map(stamps, written),
+                map(stamps, stamp),
+                order,
+            )
         )
 
     # -- what is listed ---------------------------------------------------------------------
@@ -418,6 +437,11 @@ class Table:
             columns=described,
         )
         return record, data
+
+
+def _generations(column: Array) -> list[bytes]:
+    raw = column.tobytes()
+    return [raw[at : at + 16] for at in range(0, len(raw), 16)]
 
 
 _SINGLE = [name for name in ITEM | VALUE if name != "generation"]
