@@ -388,7 +388,8 @@ def _check_keys(calls: list[Call], report: Report) -> None:
             report.did("keys whose history is too hard")
             continue
         report.did("linearizable keys" if events else "keys that can't be judged alone")
-        report.check(right, f"the calls on {key} have no order that explains them")
+        told = "".join(f"\n  {event}" for event in sorted(events)) if not right else ""
+        report.check(right, f"the calls on {key} have no order that explains them:{told}")
 
 
 def _keys(call: Call) -> set[str]:
