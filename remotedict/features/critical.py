@@ -102,5 +102,5 @@ class CriticalSection:
 
     def __del__(self) -> None:
         """See that nothing stays locked if an interrupt came between the body and `__exit__`."""
-        if self._section.inside:
+        if self._section.inside:  # this may be any thread, and have a guard: another one does it
             self._locks.runtime.post(partial(self._locks.drop, self._section))
