@@ -1225,16 +1225,60 @@ def test_of_sections_that_overlap_the_last_one_unlocks(world, clients):
     assert_free(a, b)
 
 
-def test_a_lock_that_a_section_took_itself_is_unlocked_whatever_was_held_before(world, clients):
+@pytest.mark.parametrize("ended", ["while the second acquires", "within the second"])
+def test_a_lock_that_a_section_took_itself_is_unlocked_whatever_was_held_before(
+    world, clients, posted, monkeypatch, ended
+):
     a, b = clients
     a.lock_item("k", duration=-1)
-    first = entered(a)
+    sections = [entered(a)]
     a.unlock_item("k")
-    second = entered(a)
-    leave(first)
-    assert_locked(a, b)
-    leave(second)
+    locks = a._parts.locks
+    acquire = locks._acquire
+
+    def acquires(*args):
+        ends = acquire(*args)
+        sections.clear()
+        done_elsewhere(posted)
+        return ends
+
+    if ended == "while the second acquires":
+        monkeypatch.setattr(locks, "_acquire", acquires)
+    with a.lock("k"):
+        sections.clear()
+        done_elsewhere(posted)
+        assert_locked(a, b)
+    monkeypatch.undo()
     assert_free(a, b)
+
+
+def test_a_section_ends_while_another_thread_unlocks_its_key(world, clients):
+    a, b = clients
+    section = entered(a)
+    unlocking, ended = threading.Event(), threading.Event()
+
+    def unlock(act):
+        unlocking.set()
+        assert ended.wait(30)
+        return act()
+
+    world.of(a).at("put", INDEX, unlock)
+    thread = threading.Thread(target=a.unlock_item, args=["k"])
+    thread.start()
+    assert unlocking.wait(30)
+    leave(section)
+    ended.set()
+    thread.join(30)
+    assert_free(a, b)
+
+
+def test_a_section_ends_once(world, clients):
+    a, b = clients
+    section = entered(a)
+    leave(section)
+    a.lock_item("k")
+    leave(section)
+    assert list(b.locks) == ["k"]
 
 
 class Interrupt:
