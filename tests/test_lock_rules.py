@@ -980,11 +980,11 @@ def test_an_interrupted_wait_for_a_lock_ends(world, clients, monkeypatch):
     try:
         with pytest.raises(KeyboardInterrupt):
             waiter.lock_item("k")
-        holder.unlock_item("k")
         interrupted.set()
         assert ended.wait(30)
     finally:
         signal.signal(signal.SIGINT, handler)
+    holder.unlock_item("k")
     assert holder.locks == {}
 
 
@@ -1272,13 +1272,15 @@ def test_a_section_ends_while_another_thread_unlocks_its_key(world, clients):
     assert_free(a, b)
 
 
-def test_a_section_ends_once(world, clients):
+def test_a_section_ends_once(world, clients, posted):
     a, b = clients
     section = entered(a)
     leave(section)
     a.lock_item("k")
     leave(section)
     assert list(b.locks) == ["k"]
+    del section
+    assert not posted
 
 
 class Interrupt:
@@ -1327,10 +1329,21 @@ def test_a_section_that_is_interrupted_at_its_beginning_or_end_ends_all_the_same
         world.of(a).at("lease", "", interrupt.after(lambda act: act()))
     else:
         monkeypatch.setattr(locks, after, interrupt.after(getattr(locks, after)))
-    with interrupt, pytest.raises(KeyboardInterrupt), a.lock("k", "m"):
+    with interrupt, pytest.raises(KeyboardInterrupt) as raised, a.lock("k", "m"):
         pass
+    assert raised.tb  # it keeps the section alive
     assert others_may_enter(a)
     assert others_may_enter(a, "m")
+    eventually(lambda: b.locks == {})
+    assert_free(a, b)
+
+
+def test_a_lock_that_is_acquired_for_nobody_is_unlocked(world, clients, monkeypatch):
+    a, b = clients
+    locks, interrupt = a._parts.locks, Interrupt()
+    monkeypatch.setattr(locks, "_acquire", interrupt.after(locks._acquire))
+    with interrupt, pytest.raises(KeyboardInterrupt):
+        a.lock_item("k", duration=-1)
     eventually(lambda: b.locks == {})
     assert_free(a, b)
 
@@ -1358,8 +1371,9 @@ def test_an_interrupt_ends_the_wait_for_another_thread(world, clients, monkeypat
     holder = threading.Thread(target=hold)
     holder.start()
     assert inside.wait(30)
-    with interrupt, pytest.raises(KeyboardInterrupt):
-        entered(a)
+    with interrupt, pytest.raises(KeyboardInterrupt), a.lock("j", "k"):
+        pass
+    assert others_may_enter(a, "j")
     assert_locked(a, b)
     end.set()
     holder.join(30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from remotedict.features.locks import Locks
 
+_POLL_SECONDS = 0.5
 _THREAD = "another thread of this handle"
 
 
@@ -71,16 +73,17 @@ class CriticalSection:
 
     def _exclude_threads(self, key: str, section: Section, begun: float) -> None:
         while True:
-            with self._locks.runtime.still_wanted():
+            with self._locks.runtime.still_wanted():  # or an interrupt has ended the wait
                 others = self._locks.enter(key, section)
             if others is None:
                 return
             if not self._wait:
                 raise ItemLockedError(key, _THREAD)
-            try:
-                others.result(self._left(begun))
-            except TimeoutError:
-                raise LockTimeoutError(key, _THREAD) from None
+            left = self._left(begun)
+            if left == 0:
+                raise LockTimeoutError(key, _THREAD)
+            with suppress(TimeoutError):
+                others.result(_POLL_SECONDS if left is None else min(left, _POLL_SECONDS))
 
     def _left(self, begun: float) -> float | None:
         if self._timeout is None:
