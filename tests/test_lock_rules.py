@@ -46,6 +46,10 @@ def epoch(client, key="k"):
     return lock and lock.epoch
 
 
+def holds(client, key):
+    return client._parts.locks._held.get(key) is not None
+
+
 def lease_runs_out(world):
     world.clock.now += LEASE_SECONDS + 1
 
@@ -665,7 +669,7 @@ def test_an_outage_at_the_end_of_a_section_locks_nobody_out(world, clients):
     with pytest.raises(UnknownOutcomeError):
         section.__exit__(None, None, None)
     world.of(a).steps.clear()
-    assert not a._parts.locks.holds("k")
+    assert not holds(a, "k")
     b["k"] = "free again"
     with a.lock("k"):
         a["k"] = "and again"
@@ -736,7 +740,7 @@ def test_an_unlock_beside_an_extension_stands(world, clients):
 
     holdings.confirm = unlocked_before
     a.lock_item("k", duration=60)
-    assert not a._parts.locks.holds("k")
+    assert not holds(a, "k")
     assert b.locks == {}
     a["k"] = "an ordinary write"
 
@@ -903,8 +907,8 @@ def test_force_ends_ones_own_lock_as_well(world, clients):
     a, b = clients
     a.lock_item(["k", "m"])
     a.unlock_item("k", force=True)
-    assert not a._parts.locks.holds("k")
-    assert a._parts.locks.holds("m")
+    assert not holds(a, "k")
+    assert holds(a, "m")
     b["k"] = "theirs"
     a["k"] = "an ordinary write"
     assert list(b.locks) == ["m"]
@@ -915,12 +919,37 @@ def test_a_forked_child_holds_nothing(world, clients):
     parent.lock_item("k")
     # A child has a copy of the parent's memory: here, of what it holds.
     child._parts.locks._held._held.update(parent._parts.locks._held._held)
-    assert child._parts.locks.holds("k")
+    assert holds(child, "k")
     child._parts.locks.orphan()
-    assert not child._parts.locks.holds("k")
+    assert not holds(child, "k")
     with pytest.raises(ItemLockedError):
         child["k"] = "the child's"
     parent["k"] = "the parent's"
+
+
+def test_in_a_forked_child_no_thread_of_its_parent_is_in_a_section(world, clients):
+    parent, child = clients
+    section, inside = parent.lock("k"), parent._parts.locks._held._sections
+    thread = threading.Thread(target=section.__enter__)
+    thread.start()
+    thread.join(30)
+    child._parts.locks._held._sections.update(inside)
+    with pytest.raises(ItemLockedError, match="another thread"), child.lock("k", wait=False):
+        pass
+    child._parts.locks.orphan()
+    with pytest.raises(ItemLockedError, match="process"), child.lock("k", wait=False):
+        pass
+    section.__exit__(None, None, None)
+    assert child.locks == {}
+
+
+def test_a_section_that_was_entered_before_the_fork_ends_nothing_in_the_child(world, clients):
+    parent, other = clients
+    section = parent.lock("k")
+    section.__enter__()
+    parent._parts.locks.orphan()
+    section.__exit__(None, None, None)
+    assert list(other.locks) == ["k"]
 
 
 def test_an_interrupted_wait_for_a_lock_ends(world, clients, monkeypatch):
@@ -951,11 +980,11 @@ def test_an_interrupted_wait_for_a_lock_ends(world, clients, monkeypatch):
     try:
         with pytest.raises(KeyboardInterrupt):
             waiter.lock_item("k")
-        holder.unlock_item("k")
         interrupted.set()
         assert ended.wait(30)
     finally:
         signal.signal(signal.SIGINT, handler)
+    holder.unlock_item("k")
     assert holder.locks == {}
 
 
@@ -972,9 +1001,9 @@ def test_a_section_that_never_gets_to_its_end_is_unlocked_all_the_same(
         world.of(a).steps += [("put", INDEX, no_answer)] * 200 + [("get", INDEX, no_answer)] * 200
     with caplog.at_level("INFO", "remotedict"):
         del section
-        eventually(lambda: not a._parts.locks.holds("k"))
+        eventually(lambda: not holds(a, "k"))
         if outage:
-            eventually(lambda: "the lock on key 'k' was dropped" in caplog.text)
+            eventually(lambda: "the locks on 'k' were dropped" in caplog.text)
     world.of(a).steps.clear()
     b["k"] = "free again"
     assert b.locks == {}
@@ -990,9 +1019,362 @@ def test_a_section_in_a_held_lock_that_never_gets_to_its_end_is_none_any_more(wo
     assert held.until is None
     del section
     eventually(lambda: held.until == end)
-    assert a._parts.locks.holds("k")
+    assert holds(a, "k")
     lease_runs_out(world)
     b["k"] = "theirs"
     with pytest.raises(LockLostError):
         a["k"] = "stale"
     a["k"] = "knowing"  # told once: no section is left that may have read what was before
+
+
+# A section that an interrupt has cut off is ended by another thread, some time later. Meanwhile the
+# thread that was interrupted may be in other sections of the key, or enter one.
+
+
+@pytest.fixture
+def posted(world, monkeypatch):
+    """What other threads are to do: they wait until the test lets them."""
+    jobs = []
+    monkeypatch.setattr(world.runtime, "post", jobs.append)
+    return jobs
+
+
+def done_elsewhere(posted):
+    while posted:
+        thread = threading.Thread(target=posted.pop(0))
+        thread.start()
+        thread.join(30)
+
+
+def entered(client, key="k"):
+    section = client.lock(key)
+    section.__enter__()
+    return section
+
+
+def leave(section):
+    section.__exit__(None, None, None)
+
+
+def others_may_enter(client, key="k"):
+    """Tell whether another thread of the handle may enter a section, within some time."""
+    done = threading.Event()
+
+    def enter():
+        with client.lock(key):
+            done.set()
+
+    threading.Thread(target=enter, daemon=True).start()
+    return done.wait(30)
+
+
+def assert_locked(client, other):
+    with pytest.raises(ItemLockedError):
+        other["k"] = "theirs"
+    client["k"] = "mine"
+    assert other["k"] == "mine"
+
+
+def assert_free(client, other):
+    assert other.locks == {}
+    assert others_may_enter(client)
+    other["k"] = "theirs"
+    client["k"] = "an ordinary write"
+
+
+def test_other_threads_wait_until_a_section_that_was_cut_off_is_unlocked(world, clients, posted):
+    a, b = clients
+    section = entered(a)
+    del section
+    assert_locked(a, b)
+    with pytest.raises(ItemLockedError, match="another thread"):
+        raise in_a_thread(lambda: a.lock("k", wait=False).__enter__())
+    with pytest.raises(LockTimeoutError, match="another thread"):
+        raise in_a_thread(lambda: a.lock("k", timeout=0).__enter__())
+    done_elsewhere(posted)
+    assert_free(a, b)
+
+
+def in_a_thread(act):
+    errors = []
+
+    def run():
+        try:
+            act()
+        except ItemLockedError as exc:
+            errors.append(exc)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(30)
+    return errors[0]
+
+
+@pytest.mark.parametrize("ended", ["within the new one", "after the new one"])
+def test_a_section_that_was_cut_off_is_not_unlocked_beneath_a_new_one(
+    world, clients, posted, ended
+):
+    # Thread 1 is cut off, and enters a new section, which finds the lock held. Thread 2 ends the
+    # first one. Thread 1 writes: under no lock, were it unlocked by that.
+    a, b = clients
+    section = entered(a)
+    with a.lock("k"):
+        del section
+        if ended == "within the new one":
+            done_elsewhere(posted)
+        assert_locked(a, b)
+    done_elsewhere(posted)
+    assert_free(a, b)
+
+
+@pytest.mark.parametrize("ended", ["within the new one", "after the new one"])
+def test_the_end_of_a_lock_does_not_come_back_beneath_a_new_section(world, clients, posted, ended):
+    a, _ = clients
+    a.lock_item("k", duration=5)
+    held = a._parts.locks._held.get("k")
+    end = held.until
+    section = entered(a)
+    with a.lock("k"):
+        del section
+        if ended == "within the new one":
+            done_elsewhere(posted)
+        assert held.until is None
+    done_elsewhere(posted)
+    assert held.until == end
+    assert holds(a, "k")
+    assert others_may_enter(a)
+
+
+def test_a_section_that_was_cut_off_ends_while_a_new_one_acquires_its_locks(
+    world, clients, posted, monkeypatch
+):
+    # The new one has excluded the other threads, and found the lock held; then it's another one's.
+    a, b = clients
+    section = entered(a)
+    locks, sections = a._parts.locks, [section]
+    acquire = locks._acquire
+    del section
+
+    def acquires(*args):
+        ends = acquire(*args)
+        sections.clear()
+        done_elsewhere(posted)
+        return ends
+
+    monkeypatch.setattr(locks, "_acquire", acquires)
+    with a.lock("k"):
+        assert_locked(a, b)
+    monkeypatch.undo()
+    assert_free(a, b)
+
+
+def test_a_new_section_takes_no_lock_that_is_just_being_unlocked(
+    world, clients, posted, monkeypatch
+):
+    a, b = clients
+    section = entered(a)
+    before = epoch(a)
+    del section
+    locks, unlocking, refused = a._parts.locks, threading.Event(), threading.Event()
+    try_ = locks._try
+
+    def unlock(act):
+        unlocking.set()
+        assert refused.wait(30)
+        return act()
+
+    def tries(*args):
+        outcome = try_(*args)
+        refused.set()
+        return outcome
+
+    world.of(a).at("put", INDEX, unlock)
+    monkeypatch.setattr(locks, "_try", tries)
+    elsewhere = threading.Thread(target=posted.pop())
+    elsewhere.start()
+    assert unlocking.wait(30)
+    with a.lock("k"):
+        elsewhere.join(30)
+        assert epoch(a) not in {before, None}
+        assert_locked(a, b)
+    assert_free(a, b)
+
+
+@pytest.mark.parametrize("ended", ["within the outer one", "after the outer one"])
+def test_an_inner_section_that_was_cut_off_lets_the_other_threads_in(world, clients, posted, ended):
+    a, b = clients
+    with a.lock("k"):
+        inner = entered(a)
+        del inner
+        if ended == "within the outer one":
+            done_elsewhere(posted)
+        assert_locked(a, b)
+    done_elsewhere(posted)
+    assert_free(a, b)
+
+
+def test_of_sections_that_overlap_the_last_one_unlocks(world, clients):
+    a, b = clients
+    first = a.lock("k", "m")
+    first.__enter__()
+    second = entered(a)
+    leave(first)
+    assert list(b.locks) == ["k"]
+    assert_locked(a, b)
+    leave(second)
+    assert_free(a, b)
+
+
+@pytest.mark.parametrize("ended", ["while the second acquires", "within the second"])
+def test_a_lock_that_a_section_took_itself_is_unlocked_whatever_was_held_before(
+    world, clients, posted, monkeypatch, ended
+):
+    a, b = clients
+    a.lock_item("k", duration=-1)
+    sections = [entered(a)]
+    a.unlock_item("k")
+    locks = a._parts.locks
+    acquire = locks._acquire
+
+    def acquires(*args):
+        ends = acquire(*args)
+        sections.clear()
+        done_elsewhere(posted)
+        return ends
+
+    if ended == "while the second acquires":
+        monkeypatch.setattr(locks, "_acquire", acquires)
+    with a.lock("k"):
+        sections.clear()
+        done_elsewhere(posted)
+        assert_locked(a, b)
+    monkeypatch.undo()
+    assert_free(a, b)
+
+
+def test_a_section_ends_while_another_thread_unlocks_its_key(world, clients):
+    a, b = clients
+    section = entered(a)
+    unlocking, ended = threading.Event(), threading.Event()
+
+    def unlock(act):
+        unlocking.set()
+        assert ended.wait(30)
+        return act()
+
+    world.of(a).at("put", INDEX, unlock)
+    thread = threading.Thread(target=a.unlock_item, args=["k"])
+    thread.start()
+    assert unlocking.wait(30)
+    leave(section)
+    ended.set()
+    thread.join(30)
+    assert_free(a, b)
+
+
+def test_a_section_ends_once(world, clients, posted):
+    a, b = clients
+    section = entered(a)
+    leave(section)
+    a.lock_item("k")
+    leave(section)
+    assert list(b.locks) == ["k"]
+    del section
+    assert not posted
+
+
+class Interrupt:
+    """One KeyboardInterrupt of the main thread, which waits, by another one."""
+
+    def __init__(self):
+        self.over = threading.Event()
+        self._seen = []
+
+    def strike(self):
+        if threading.current_thread() is threading.main_thread():
+            return
+        while not self.over.wait(0.1):  # one that comes just before the wait doesn't end it
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    def after(self, act):
+        """Return what acts, and then strikes."""
+
+        def acts(*args):
+            done = act(*args)
+            self.strike()
+            return done
+
+        return acts
+
+    def __enter__(self):
+        self._handler = signal.signal(signal.SIGINT, self._once)
+
+    def _once(self, *_):
+        if not self._seen:
+            self._seen.append(True)
+            raise KeyboardInterrupt
+
+    def __exit__(self, *_):
+        self.over.set()
+        signal.signal(signal.SIGINT, self._handler)
+
+
+@pytest.mark.parametrize("after", ["lease", "_acquire", "took", "leave"])
+def test_a_section_that_is_interrupted_at_its_beginning_or_end_ends_all_the_same(
+    world, clients, monkeypatch, after
+):
+    a, b = clients
+    interrupt, locks = Interrupt(), a._parts.locks
+    if after == "lease":
+        world.of(a).at("lease", "", interrupt.after(lambda act: act()))
+    else:
+        monkeypatch.setattr(locks, after, interrupt.after(getattr(locks, after)))
+    with interrupt, pytest.raises(KeyboardInterrupt) as raised, a.lock("k", "m"):
+        pass
+    assert raised.tb  # it keeps the section alive
+    assert others_may_enter(a)
+    assert others_may_enter(a, "m")
+    eventually(lambda: b.locks == {})
+    assert_free(a, b)
+
+
+def test_a_lock_that_is_acquired_for_nobody_is_unlocked(world, clients, monkeypatch):
+    a, b = clients
+    locks, interrupt = a._parts.locks, Interrupt()
+    monkeypatch.setattr(locks, "_acquire", interrupt.after(locks._acquire))
+    with interrupt, pytest.raises(KeyboardInterrupt):
+        a.lock_item("k", duration=-1)
+    eventually(lambda: b.locks == {})
+    assert_free(a, b)
+
+
+def test_an_interrupt_ends_the_wait_for_another_thread(world, clients, monkeypatch):
+    a, b = clients
+    locks, interrupt = a._parts.locks, Interrupt()
+    inside, waiting, end = threading.Event(), threading.Event(), threading.Event()
+    enter = locks.enter
+
+    def enters(key, section):
+        others = enter(key, section)
+        if others:
+            waiting.set()
+        return others
+
+    def hold():
+        with a.lock("k"):
+            inside.set()
+            assert waiting.wait(30)
+            interrupt.strike()
+            assert end.wait(30)
+
+    monkeypatch.setattr(locks, "enter", enters)
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert inside.wait(30)
+    with interrupt, pytest.raises(KeyboardInterrupt), a.lock("j", "k"):
+        pass
+    assert others_may_enter(a, "j")
+    assert_locked(a, b)
+    end.set()
+    holder.join(30)
+    assert_free(a, b)

@@ -110,9 +110,9 @@ class Runtime:
         """Return what one thread gives its result to, and others wait for."""
         return Future()
 
-    def mutex(self) -> threading.RLock:
-        """Return what excludes the user's threads from each other; re-entrant."""
-        return threading.RLock()
+    def ident(self) -> int:
+        """Return what tells this thread from others."""
+        return threading.get_ident()
 
     def spawn(self, fn: Callable[[], _T]) -> Future[_T]:
         """Begin `fn` in a thread of its own."""

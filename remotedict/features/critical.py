@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from remotedict.engine.runtime import log
 from remotedict.errors import ItemLockedError, LockLostError, LockTimeoutError
-from remotedict.features.locks import Taken
+from remotedict.features.holdings import Section
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -15,12 +16,16 @@ if TYPE_CHECKING:
 
     from remotedict.features.locks import Locks
 
+_POLL_SECONDS = 0.5
+_THREAD = "another thread of this handle"
+
 
 class CriticalSection:
     """What ``d.lock(...)`` returns: a context in which this thread alone holds the keys.
 
-    The mutexes keep out the other threads of the handle, the locks everybody else. Only what
-    this section has locked is unlocked at its end: so sections nest. Use it once.
+    Other threads of the handle wait for the thread that is in sections of the key, everybody else
+    for its locks. Only what this section has locked is unlocked at its end: so sections nest. Use
+    it once.
     """
 
     def __init__(
@@ -37,9 +42,7 @@ class CriticalSection:
         self._duration = duration
         self._wait = wait
         self._timeout = timeout
-        self._inside = object()  # what it is known by; a reference to itself would keep it alive
-        self._taken = Taken([], {})
-        self._stack = ExitStack()
+        self._section = Section(0)  # none yet
 
     def __repr__(self) -> str:
         keys = ", ".join(map(repr, self._keys))
@@ -48,36 +51,44 @@ class CriticalSection:
     def __enter__(self) -> None:
         # Not before: a section that was made before a fork belongs to whoever enters it.
         self._locks = self._find_locks()
-        begun = self._locks.monotonic()
-        taken = Taken([], {})
+        section = Section(self._locks.runtime.ident())
+        # The job refers to this object: so `__del__` comes after all that the job does.
+        self._locks.runtime.call(
+            lambda: self._enter(section), undo=lambda _: self._locks.drop(section)
+        )
+
+    def _enter(self, section: Section) -> None:
+        begun = self._locks.runtime.monotonic()
         try:
-            with ExitStack() as stack:
-                for key in self._keys:
-                    self._enter_mutex(stack, key, self._left(begun))
-                    stack.callback(self._locks.exit, key, self._inside)
-                    self._locks.enter(key, self._inside)
-                taken = self._locks.acquire(
-                    self._keys, duration=self._duration, wait=self._wait, timeout=self._left(begun)
-                )
-                self._taken = taken
-                self._stack = stack.pop_all()
-        except BaseException:  # an interrupt, perhaps between two lines of this
-            self._locks.drop(taken.new)
+            for key in self._keys:
+                self._exclude_threads(key, section, begun)
+            self._section = section
+            ends = self._locks.acquire(
+                self._keys, duration=self._duration, wait=self._wait, timeout=self._left(begun)
+            )
+            self._locks.took(section, ends)
+        except BaseException:
+            self._locks.drop(section)
             raise
+
+    def _exclude_threads(self, key: str, section: Section, begun: float) -> None:
+        while True:
+            with self._locks.runtime.still_wanted():  # or an interrupt has ended the wait
+                others = self._locks.enter(key, section)
+            if others is None:
+                return
+            if not self._wait:
+                raise ItemLockedError(key, _THREAD)
+            left = self._left(begun)
+            if left == 0:
+                raise LockTimeoutError(key, _THREAD)
+            with suppress(TimeoutError):
+                others.result(_POLL_SECONDS if left is None else min(left, _POLL_SECONDS))
 
     def _left(self, begun: float) -> float | None:
         if self._timeout is None:
             return None
-        return max(self._timeout - (self._locks.monotonic() - begun), 0)
-
-    def _enter_mutex(self, stack: ExitStack, key: str, left: float | None) -> None:
-        mutex = self._locks.mutex(key)
-        if not mutex.acquire(
-            blocking=self._wait, timeout=-1 if left is None or not self._wait else left
-        ):
-            cls = LockTimeoutError if self._wait else ItemLockedError
-            raise cls(key, "another thread of this handle")
-        stack.callback(mutex.release)
+        return max(self._timeout - (self._locks.runtime.monotonic() - begun), 0)
 
     def __exit__(
         self,
@@ -86,21 +97,13 @@ class CriticalSection:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            with self._stack:
-                for key, end in self._taken.ends.items():
-                    self._locks.end_at(key, end)
-                # A key that was unlocked inside is nothing to unlock here; a loss is said (again).
-                if left := [key for key in self._taken.new if self._locks.holds(key)]:
-                    self._locks.release(left)
+            self._locks.runtime.call(lambda: self._locks.leave(self._section))
         except LockLostError as lost:
             if exc is None:
                 raise
             log.warning("the lock on %r was lost as well", lost.item_name)
-        finally:
-            self._locks.drop(self._taken.new)
-            self._taken = Taken([], {})
 
     def __del__(self) -> None:
         """See that nothing stays locked if an interrupt came between the body and `__exit__`."""
-        if any(self._taken):
-            self._locks.end_later(self._keys, self._inside, self._taken)
+        if self._section.inside:  # this may be any thread, and have a guard: another one does it
+            self._locks.runtime.post(partial(self._locks.drop, self._section))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,12 +14,19 @@ from remotedict.errors import ClosedError, LockNotHeldError, RemoteDictError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from concurrent.futures import Future
 
     from remotedict.backend import Lease
     from remotedict.engine.runtime import Runtime
 
 _RENEWALS_PER_LEASE = 3
 _IDLE_SECONDS = 15.0
+
+UNLOCKED = -math.inf
+"""The end of a lock that wasn't held: it was long ago."""
+
+Ends = dict[str, float | None]
+"""By key, when the renewals of its lock end, by the runtime's monotonic clock; None for never."""
 
 
 @dataclass
@@ -52,6 +59,19 @@ class Held:
         return self.until if self.until is not None and len(self.epochs) == 1 else math.inf
 
 
+@dataclass(eq=False)
+class Section:
+    """A critical section.
+
+    `owner` is the thread that it excludes the others for, `inside` the keys that it has entered,
+    and `ends` what the ends of their locks become when it has ended.
+    """
+
+    owner: int
+    inside: list[str] = field(default_factory=list)
+    ends: Ends = field(default_factory=dict)
+
+
 Announced = dict[str, tuple[Held, "Lease", bool]]
 """By key, a lock that is about to have a new epoch, its lease, and whether it was held before."""
 
@@ -67,19 +87,19 @@ class Holdings:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._held: dict[str, Held] = {}
-        self._sections: set[tuple[str, object]] = set()
         self._closed = False
         self._renew_guard()
 
     def _renew_guard(self) -> None:
         self._guard = threading.Lock()
+        self._sections: dict[str, list[Section]] = {}  # all of one thread, the outermost first
+        self._waiting: dict[str, Future[None]] = {}
         self._news = Signal()
         self._renewing = False
 
     def orphan(self) -> None:
         """Hold nothing: this is a forked child, and the locks are its parent's."""
         self._held = {}
-        self._sections = set()
         self._renew_guard()  # another thread may have had it at that moment
 
     def close(self) -> list[str]:
@@ -98,17 +118,63 @@ class Holdings:
         with self._guard:
             self._held.pop(key, None)
 
-    def enter(self, key: str, section: object) -> None:
-        """Know that a critical section of `key` begins."""
+    def enter(self, key: str, section: Section) -> Future[None] | None:
+        """Let a section of `key` begin; or return what tells that no other thread is in one."""
         with self._guard:
-            self._sections.add((key, section))
+            sections = self._sections.setdefault(key, [])
+            if sections and sections[0].owner != section.owner:
+                return self._waiting.setdefault(key, self._runtime.future())
+            sections.append(section)
+            section.inside.append(key)
+            return None
 
-    def exit(self, key: str, section: object) -> None:
-        """Know that it has ended, or never began."""
+    def took(self, section: Section, ends: Ends) -> None:
+        """Know what ends the locks had before the section acquired them."""
         with self._guard:
-            self._sections.discard((key, section))
-            if (held := self._held.get(key)) and held.lost:
-                self._lose(key, held)
+            # One around it may have been cut off meanwhile, and have left it another end.
+            section.ends = {
+                key: end if end == UNLOCKED else section.ends.get(key, end)
+                for key, end in ends.items()
+            }
+
+    def leave(self, section: Section) -> dict[str, Held]:
+        """Give the locks the ends that they had before a section; return those to be unlocked.
+
+        These are marked so. If another section was entered after this one, and hasn't ended yet,
+        then its own end is to do that: it must not lose its lock.
+        """
+        unlocked = {}
+        with self._guard:
+            for key, end in section.ends.items():
+                sections = self._sections.get(key, [section])  # a forked child knows of none
+                held = self._held.get(key)
+                if sections[-1] is not section:
+                    within = sections[sections.index(section) + 1]
+                    if within.ends.get(key) != UNLOCKED:
+                        within.ends[key] = end
+                elif held and not held.pending:
+                    if end == UNLOCKED:
+                        held.pending = True
+                        unlocked[key] = held
+                    else:
+                        held.until = end
+                        self.wake()
+            section.ends = {}
+        return unlocked
+
+    def exit(self, section: Section) -> None:
+        """Let other threads enter, if no other section of this thread is left."""
+        with self._guard:
+            for key in section.inside:
+                sections = self._sections.get(key, [section])
+                sections.remove(section)
+                if not sections:
+                    self._sections.pop(key, None)
+                    if (held := self._held.get(key)) and held.lost:
+                        self._lose(key, held)
+                    if waiting := self._waiting.pop(key, None):
+                        waiting.set_result(None)
+            section.inside = []
 
     def lose(self, key: str, held: Held) -> None:
         """Know that a lock was superseded.
@@ -123,7 +189,7 @@ class Holdings:
 
     def _lose(self, key: str, held: Held) -> None:
         held.lost, held.pending = True, False
-        if not any(key == other for other, _ in self._sections):
+        if key not in self._sections:
             del self._held[key]
 
     def announce(self, leases: Mapping[str, Lease], until: float | None, epoch: bytes) -> Announced:
@@ -185,7 +251,7 @@ class Holdings:
                 msg = "the handle was closed while it locked"
                 raise ClosedError(msg)
 
-    def leave(self, keys: Sequence[str]) -> dict[str, Held]:
+    def give_up(self, keys: Sequence[str]) -> dict[str, Held]:
         """Mark `keys` as being unlocked, and return them; raise LockNotHeldError otherwise."""
         with self._guard:
             for key in keys:
@@ -200,13 +266,6 @@ class Holdings:
         """Return those of `keys` that are held and that no other thread is just unlocking."""
         with self._guard:
             return [key for key in keys if key in self._held and not self._held[key].pending]
-
-    def end_at(self, key: str, until: float | None) -> None:
-        """Let the renewals of a lock, if it is still held, end at another time."""
-        with self._guard:
-            if held := self._held.get(key):
-                held.until = until
-                self.wake()
 
     def wake(self) -> None:
         """Let the renewer look again: something has changed."""

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from remotedict.backend import BackendError, LeaseHeld, LeaseLost, TransientError
-from remotedict.engine.runtime import AbandonedError, log
+from remotedict.engine.runtime import log
 from remotedict.errors import (
     ItemLockedError,
     LockLostError,
@@ -23,15 +23,16 @@ from remotedict.errors import (
     StoreUnavailableError,
     UnknownOutcomeError,
 )
-from remotedict.features.holdings import Held, Holdings, later
+from remotedict.features.holdings import UNLOCKED, Held, Holdings, later
 from remotedict.pure.records import Change, Drop, Holder, Lock, LockEntry, Unlock
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Iterable, Sequence
+    from concurrent.futures import Future
 
     from remotedict.backend import Lease
     from remotedict.engine.core import Engine
+    from remotedict.features.holdings import Ends, Section
     from remotedict.pure.draft import Draft
     from remotedict.pure.records import Commit
 
@@ -54,13 +55,6 @@ class LockInfo(NamedTuple):
     """When it ends, by the holder's clock; None when it is renewed until released."""
     mine: bool
     """Whether this handle holds it."""
-
-
-class Taken(NamedTuple):
-    """What an acquisition took: new locks, and locks held before, with the ends they had."""
-
-    new: list[str]
-    ends: dict[str, float | None]
 
 
 class _Obstructed(RemoteDictError):  # noqa: N818 - an answer to `Locks.commit`
@@ -92,9 +86,8 @@ class Locks:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.monotonic = engine.runtime.monotonic
+        self.runtime = engine.runtime
         self._held = Holdings(engine.runtime)
-        self._mutexes: dict[str, threading.RLock] = {}
 
     # -- writing past locks -----------------------------------------------------------------
 
@@ -118,7 +111,7 @@ class Locks:
         LockLostError
             This handle held such a lock and lost it.
         """
-        return self._engine.runtime.call(lambda: self._commit(decide, comment, author, commit_id))
+        return self.runtime.call(lambda: self._commit(decide, comment, author, commit_id))
 
     def _commit(
         self,
@@ -173,8 +166,7 @@ class Locks:
 
     def _lease_of_dead(self, lock: LockEntry) -> Lease | None:
         """Return the lease on a dead holder's lock; None if the lock is gone by itself."""
-        runtime = self._engine.runtime
-        begun = runtime.monotonic()
+        begun = self.runtime.monotonic()
         while True:
             try:
                 lease = self._lease(lock.key, LEASE_SECONDS)
@@ -183,9 +175,9 @@ class Locks:
                 now = self._engine.now().state.lock(lock.key)
                 if now is None or now.epoch != lock.epoch:
                     return None
-                if runtime.monotonic() - begun > _TAKEOVER_SECONDS:
+                if self.runtime.monotonic() - begun > _TAKEOVER_SECONDS:
                     raise self._locked(lock.key, lock) from None
-                runtime.sleep(runtime.jitter(_TAKEOVER_SECONDS / 2))
+                self.runtime.sleep(self.runtime.jitter(_TAKEOVER_SECONDS / 2))
             else:
                 log.warning("the lock of %s on key %r has run out", _who(lock.holder), lock.key)
                 return lease
@@ -194,8 +186,8 @@ class Locks:
 
     def acquire(
         self, keys: Sequence[str], *, duration: float | None, wait: bool, timeout: float | None
-    ) -> Taken:
-        """Lock all of `keys`, or none; return which of them weren't held before.
+    ) -> Ends:
+        """Lock all of `keys`, or none; return what ends their locks had before.
 
         Parameters
         ----------
@@ -213,15 +205,9 @@ class Locks:
         ItemLockedError, LockTimeoutError
             Somebody else holds one of the keys.
         """
-        stop: list[bool] = []  # not empty once an interrupt has ended the caller's wait
-        try:
-            return self._engine.runtime.call(
-                lambda: self._acquire(sorted(set(keys)), duration, wait, timeout, stop),
-                undo=lambda taken: self.drop(taken.new),
-            )
-        except BaseException:
-            stop.append(True)
-            raise
+        return self.runtime.call(
+            lambda: self._acquire(sorted(set(keys)), duration, wait, timeout), undo=self._undo
+        )
 
     def _acquire(
         self,
@@ -229,31 +215,31 @@ class Locks:
         duration: float | None,
         wait: bool,
         timeout: float | None,
-        stop: list[bool],
-    ) -> Taken:
-        begun = self.monotonic()
-        while not stop:
+    ) -> Ends:
+        begun = self.runtime.monotonic()
+        while True:
+            with self.runtime.still_wanted():  # or an interrupt has ended the caller's wait
+                pass
             outcome = self._try(keys, duration)
-            if isinstance(outcome, Taken):
+            if isinstance(outcome, dict):
                 return outcome
             key, lock = outcome
-            waited = self.monotonic() - begun
+            waited = self.runtime.monotonic() - begun
             # No lock in the state, but a lease on it: somebody is just locking or unlocking.
             settling = lock is None and waited < _SETTLE_SECONDS
             if not wait and not settling:
                 raise self._locked(key, lock)
             if timeout is not None and waited >= timeout:
                 raise self._locked(key, lock, LockTimeoutError, f", after {timeout:g} s of waiting")
-            pause = self._engine.runtime.jitter(_POLL_SECONDS)
+            pause = self.runtime.jitter(_POLL_SECONDS)
             if timeout is not None:
                 pause = min(pause, max(timeout - waited, 0))
-            self._engine.runtime.sleep(pause)
-        raise AbandonedError
+            self.runtime.sleep(pause)
 
     def _try(
         self, keys: Sequence[str], duration: float | None
-    ) -> Taken | tuple[str, LockEntry | None]:
-        """Try once; return what was taken, or the key that can't be had, and its lock.
+    ) -> Ends | tuple[str, LockEntry | None]:
+        """Try once; return the ends there were before, or a key that can't be had, and its lock.
 
         First the state is read, *then* the lease asked for, then the commit made, on condition
         that the lock is still the one read. In any other order one who slept in between could
@@ -265,7 +251,7 @@ class Locks:
         before = {key: (h, set(h.epochs)) for key in keys if (h := self._held.get(key))}
         state = engine.now().state
         read = {key: state.lock(key) for key in keys}
-        until = None if duration is None else self.monotonic() + duration
+        until = None if duration is None else self.runtime.monotonic() + duration
         held: dict[str, Held] = {}
         leases: dict[str, Lease] = {}
         try:
@@ -283,11 +269,10 @@ class Locks:
                     leases[key] = self._lease(key, min(duration or LEASE_SECONDS, LEASE_SECONDS))
                 except LeaseHeld:
                     return key, read[key]
-            ends = {key: mine.until for key, mine in held.items()}
+            ends = {key: held[key].until if key in held else UNLOCKED for key in keys}
             if leases or any(later(until, mine.until) for mine in held.values()):
                 old = {key: mine.lease for key, mine in held.items()}
                 self._commit_locks(read, old | leases, duration)
-            taken = Taken([key for key in leases if key not in held], ends)
             leases = {}
         except (_Moved, LeaseLost):
             # Whoever was quicker holds it now, or a lock ended before it was extended: look again.
@@ -295,7 +280,7 @@ class Locks:
         finally:
             for lease in leases.values():
                 self._release(lease)
-        return taken
+        return ends
 
     def _commit_locks(
         self,
@@ -303,7 +288,7 @@ class Locks:
         leases: dict[str, Lease],
         duration: float | None,
     ) -> None:
-        runtime = self._engine.runtime
+        runtime = self.runtime
         end = None if duration is None else int((runtime.time() + duration) * 1e6)
         holder = Holder(*runtime.process(), self._engine.tuning.author, end)
         epoch = runtime.uuid()
@@ -346,7 +331,7 @@ class Locks:
         except TransientError as exc:
             msg = f"a lock couldn't be renewed: {exc}"
             raise StoreUnavailableError(msg) from exc
-        held.asked = self.monotonic()
+        held.asked = self.runtime.monotonic()
         return True
 
     # -- unlocking --------------------------------------------------------------------------
@@ -361,18 +346,21 @@ class Locks:
         LockLostError
             It did, and somebody else has superseded it. The others are unlocked.
         """
-        self._engine.runtime.call(lambda: self._release_all(list(dict.fromkeys(keys))))
+        self.runtime.call(lambda: self._release_all(list(dict.fromkeys(keys))))
 
     def _release_all(self, keys: list[str]) -> None:
-        held = self._held.leave(keys)
+        self._unlock(self._held.give_up(keys))
+
+    def _unlock(self, held: dict[str, Held]) -> None:
+        """Unlock what is marked as being unlocked."""
         lost: list[str] = []
 
         def decide(draft: Draft) -> list[Change]:
             lost.clear()
             changes: list[Change] = []
-            for key in keys:
+            for key, one in held.items():
                 lock = draft.lock(key)
-                if lock and lock.epoch in held[key].epochs:
+                if lock and lock.epoch in one.epochs:
                     changes.append(Unlock(key, lock.epoch))
                 else:
                     lost.append(key)
@@ -395,7 +383,7 @@ class Locks:
 
     def force(self, keys: Iterable[str]) -> None:
         """End the locks on `keys`, whoever holds them."""
-        self._engine.runtime.call(lambda: self._force(sorted(set(keys))))
+        self.runtime.call(lambda: self._force(sorted(set(keys))))
 
     def _force(self, keys: list[str]) -> None:
         for key in keys:
@@ -417,52 +405,45 @@ class Locks:
             if held and lock.epoch in held.epochs:
                 self._held.forget(key)
 
-    def mutex(self, key: str) -> threading.RLock:
-        """Return what excludes the threads of this handle from each other's critical sections."""
-        return self._mutexes.setdefault(key, self._engine.runtime.mutex())
-
     def orphan(self) -> None:
         """Hold nothing: this is a forked child, and the locks are its parent's."""
         self._held.orphan()
 
-    def holds(self, key: str) -> bool:
-        """Tell whether this handle took the lock of `key`, and hasn't given it up."""
-        return self._held.get(key) is not None
+    def _undo(self, ends: Ends) -> None:
+        """Unlock what was acquired for nobody, and wasn't held before."""
+        for key in self._held.settled(key for key, end in ends.items() if end == UNLOCKED):
+            try:
+                self._release_all([key])
+            except RemoteDictError as exc:
+                log.info("the lock on key %r was dropped, and will run out: %s", key, exc)
 
-    def enter(self, key: str, section: object) -> None:
-        """Know that a critical section of `key` begins."""
-        self._held.enter(key, section)
+    # -- critical sections ------------------------------------------------------------------
 
-    def exit(self, key: str, section: object) -> None:
-        """Know that it has ended, or never began."""
-        self._held.exit(key, section)
+    def enter(self, key: str, section: Section) -> Future[None] | None:
+        """Let a section of `key` begin; or return what tells that no other thread is in one."""
+        return self._held.enter(key, section)
 
-    def drop(self, keys: Iterable[str]) -> None:
-        """Unlock those of `keys` that are still held; not even an interrupt leaves one behind."""
-        for key in self._held.settled(keys):
-            self._engine.runtime.call(lambda key=key: self._drop(key))  # type: ignore[misc]
+    def took(self, section: Section, ends: Ends) -> None:
+        """Know what ends the locks had before the section acquired them."""
+        self._held.took(section, ends)
 
-    def end_later(self, keys: Iterable[str], section: object, taken: Taken) -> None:
-        """Let another thread end a critical section, and drop what it took."""
-
-        def end() -> None:
-            for key in keys:
-                self.exit(key, section)
-            for key, until in taken.ends.items():
-                self.end_at(key, until)
-            self.drop(taken.new)
-
-        self._engine.runtime.post(end)
-
-    def _drop(self, key: str) -> None:
+    def leave(self, section: Section) -> None:
+        """End a section: its locks become what they were before, and other threads may enter."""
         try:
-            self._release_all([key])
-        except RemoteDictError as exc:
-            log.info("the lock on key %r was dropped, and will run out: %s", key, exc)
+            if held := self._held.leave(section):
+                self._unlock(held)
+        finally:
+            self._held.exit(section)
 
-    def end_at(self, key: str, until: float | None) -> None:
-        """Let the renewals of a lock, if it is still held, end at another time."""
-        self._held.end_at(key, until)
+    def drop(self, section: Section) -> None:
+        """End a section that was cut off; nobody hears of an error."""
+        keys = ", ".join(map(repr, section.inside))
+        try:
+            self.leave(section)
+        except RemoteDictError as exc:
+            log.info("the locks on %s were dropped, and will run out: %s", keys, exc)
+
+    # -- looking ----------------------------------------------------------------------------
 
     def listing(self) -> dict[str, LockInfo]:
         """Return all locks of the dictionary by key."""
@@ -512,7 +493,7 @@ class Locks:
             return cls(key, "unknown", None, note)
         left = None
         if lock.holder.until is not None:
-            left = max(lock.holder.until / 1e6 - self._engine.runtime.time(), 0)
+            left = max(lock.holder.until / 1e6 - self.runtime.time(), 0)
         return cls(key, _who(lock.holder), left, note)
 
 

@@ -201,7 +201,7 @@ PLANTS = [
     _plant(
         "an unlock ends whatever epoch there is",
         "7",
-        (_LOCKS + "Locks._release_all", "if lock and lock.epoch in held[key].epochs:", "if lock:"),
+        (_LOCKS + "Locks._unlock", "if lock and lock.epoch in one.epochs:", "if lock:"),
     ),
     _plant(
         "each acquisition uses the same lease id",
@@ -534,7 +534,7 @@ PLANTS = [
         "7",
         (
             "features.holdings:Holdings._lose",
-            "if not any(key == other for other, _ in self._sections):",
+            "if key not in self._sections:",
             "if True:",
         ),
     ),

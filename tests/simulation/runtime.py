@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from greenlet import getcurrent
 
 from remotedict.engine.runtime import _WINDOW, Runtime, Signal, _Job
-from simulation.scheduler import Future, Mutex, Process, Scheduler, Thread
+from simulation.scheduler import Future, Process, Scheduler, Thread
 
 if TYPE_CHECKING:
     import random
@@ -86,8 +86,8 @@ class SimRuntime(Runtime):
     def future(self) -> Future:
         return Future(self._scheduler)
 
-    def mutex(self) -> Mutex:
-        return Mutex(self._scheduler)
+    def ident(self) -> int:
+        return id(getcurrent())
 
     def _begin(self, fn: Callable[[], Any], op: Any) -> Thread:
         return self._scheduler.begin(fn, self._process, op)

@@ -6,7 +6,6 @@ on. Events of one moment come in random order. So whatever happens follows from 
 
 from __future__ import annotations
 
-from collections import deque
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
@@ -268,34 +267,3 @@ class Future:
         if self._exc is not None:
             raise self._exc
         return self._value
-
-
-class Mutex:
-    """A re-entrant mutex of virtual threads; as `threading.RLock`."""
-
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
-        self._owner: Thread | None = None
-        self._depth = 0
-        self._waiting: deque[tuple[Thread, int]] = deque()
-
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        scheduler, thread = self._scheduler, getcurrent()
-        end = scheduler.now + timeout
-        while self._owner not in (None, thread):
-            if not blocking or (timeout >= 0 and scheduler.now >= end):
-                return False
-            self._waiting.append((thread, thread.turn))
-            if timeout >= 0:
-                scheduler.wake(thread, thread.turn, None, max(end - scheduler.now, 0))
-            scheduler.wait()
-        self._owner = thread
-        self._depth += 1
-        return True
-
-    def release(self) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            self._owner = None
-            while self._waiting:
-                self._scheduler.wake(*self._waiting.popleft(), None)
