@@ -330,6 +330,9 @@ class StoreUnavailableError(RemoteDictError, ConnectionError, TimeoutError):
 class UnknownOutcomeError(StoreUnavailableError):
     """A write was sent, and it could not be learnt whether it was applied.
 
+    Or the store gave no answer at the end of a critical section, in which there may have been
+    writes: these were applied, unless they raised.
+
     Attributes
     ----------
     commit_id : str or None
@@ -337,14 +340,15 @@ class UnknownOutcomeError(StoreUnavailableError):
         for what is no commit, such as a change of `history_policy`.
     """
 
-    def __init__(self, commit_id: str | None, reason: str) -> None:
+    def __init__(self, commit_id: str | None, reason: str, doubt: str = "") -> None:
         self.commit_id = commit_id
-        super().__init__(
-            f"it is unknown whether commit {commit_id} was applied ({reason}); "
-            "read the keys to find out before writing them again"
-            if commit_id
-            else f"it is unknown whether the change was applied ({reason}); it may be made again"
-        )
+        if doubt:
+            told = f"{doubt} ({reason})"
+        elif commit_id:
+            told = f"whether commit {commit_id} was applied ({reason}); read the keys to find out before writing them again"
+        else:
+            told = f"whether the change was applied ({reason}); it may be made again"
+        super().__init__(f"it is unknown {told}")
 
 
 class ContainerUnavailableError(RemoteDictError, ConnectionError):

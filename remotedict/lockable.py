@@ -112,6 +112,16 @@ class Lockable:
         wait, timeout
             As for `lock_item`.
 
+        Raises
+        ------
+        ItemLockedError, LockTimeoutError
+            At the beginning: as for `lock_item`; or another thread of this handle holds a key.
+        LockLostError
+            At the end: somebody else has superseded a lock. No write was made after that.
+        UnknownOutcomeError
+            At the end: the store gives no answer, so that it isn't known whether the locks were
+            held so long. What was written inside is written; the locks run out.
+
         Examples
         --------
         >>> import remotedict

@@ -676,6 +676,31 @@ def test_an_outage_at_the_end_of_a_section_locks_nobody_out(world, clients):
     assert a.locks == {}
 
 
+@pytest.mark.parametrize("within", [None, ZeroDivisionError()])
+def test_what_a_section_wrote_is_not_denied_at_an_end_that_nobody_hears(world, clients, within):
+    a, b = clients
+    a._engine.backend.timeout = 3
+    section = a.lock("k")
+    section.__enter__()
+    a["k"] = "mine"
+
+    def others_are_quicker(act):
+        world.clock.now += 1
+        b["other"] = world.clock.now
+        world.of(a).at("put", INDEX, others_are_quicker)
+        return act()
+
+    world.of(a).at("put", INDEX, others_are_quicker)
+    if within:  # which is what the caller is to hear of
+        section.__exit__(type(within), within, None)
+    else:
+        with pytest.raises(UnknownOutcomeError, match="what was written in it is written"):
+            section.__exit__(None, None, None)
+    world.of(a).steps.clear()
+    assert b["k"] == "mine"
+    b["k"] = "free again"
+
+
 def test_a_lock_that_is_extended_at_its_end_does_not_end(world, clients):
     a, b = clients
     a.lock_item("k", duration=5)

@@ -7,7 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from remotedict.engine.runtime import log
-from remotedict.errors import ItemLockedError, LockLostError, LockTimeoutError
+from remotedict.errors import (
+    ItemLockedError,
+    LockLostError,
+    LockTimeoutError,
+    StoreUnavailableError,
+    UnknownOutcomeError,
+)
 from remotedict.features.holdings import Section
 
 if TYPE_CHECKING:
@@ -45,8 +51,11 @@ class CriticalSection:
         self._section = Section(0)  # none yet
 
     def __repr__(self) -> str:
-        keys = ", ".join(map(repr, self._keys))
-        return f'<lock of {keys}; it is held within "with d.lock(...):">'
+        return f'<lock of {self._names}; it is held within "with d.lock(...):">'
+
+    @property
+    def _names(self) -> str:
+        return ", ".join(map(repr, self._keys))
 
     def __enter__(self) -> None:
         # Not before: a section that was made before a fork belongs to whoever enters it.
@@ -98,10 +107,17 @@ class CriticalSection:
     ) -> None:
         try:
             self._locks.runtime.call(lambda: self._locks.leave(self._section))
-        except LockLostError as lost:
-            if exc is None:
+        except (LockLostError, StoreUnavailableError) as failure:
+            if exc is not None:
+                log.warning("the critical section of %s didn't end well: %s", self._names, failure)
+            elif isinstance(failure, LockLostError):
                 raise
-            log.warning("the lock on %r was lost as well", lost.item_name)
+            else:
+                doubt = (
+                    f"whether the locks on {self._names} were held to the end of their critical "
+                    "section; what was written in it is written, and the locks will run out"
+                )
+                raise UnknownOutcomeError(None, str(failure), doubt) from failure
 
     def __del__(self) -> None:
         """See that nothing stays locked if an interrupt came between the body and `__exit__`."""
