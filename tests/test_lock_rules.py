@@ -654,18 +654,24 @@ def test_what_another_thread_locks_after_the_look_is_no_loss(world, clients, hel
     a["k"] = "mine"
 
 
+def begin_outage(faulty):
+    """Lose the next write of the index, and all that is asked of it from then on."""
+
+    def lose_all(act):
+        for _ in range(200):
+            faulty.at("get", INDEX, lose_request)
+        return lose_request(act)
+
+    faulty.at("put", INDEX, lose_all)
+
+
 def test_an_outage_at_the_end_of_a_section_locks_nobody_out(world, clients):
     a, b = clients
     a._engine.backend.timeout = 3
 
-    def outage(act):
-        for _ in range(200):
-            world.of(a).at("get", INDEX, lose_request)
-        return lose_request(act)
-
     section = a.lock("k")
     section.__enter__()
-    world.of(a).at("put", INDEX, outage)
+    begin_outage(world.of(a))
     with pytest.raises(UnknownOutcomeError):
         section.__exit__(None, None, None)
     world.of(a).steps.clear()
@@ -674,6 +680,18 @@ def test_an_outage_at_the_end_of_a_section_locks_nobody_out(world, clients):
     with a.lock("k"):
         a["k"] = "and again"
     assert a.locks == {}
+
+
+def test_a_lock_that_nobody_waits_for_any_more_runs_out_if_it_cannot_be_unlocked(world, clients):
+    a, b = clients
+    a._engine.backend.timeout = 3
+    ends = a._parts.locks.acquire(["k"], duration=None, wait=False, timeout=None)
+
+    begin_outage(world.of(a))
+    a._parts.locks._undo(ends)  # as an interrupt lets it be done
+    world.of(a).steps.clear()
+    assert not holds(a, "k")
+    b["k"] = "free again"
 
 
 @pytest.mark.parametrize("within", [None, ZeroDivisionError()])

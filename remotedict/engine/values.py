@@ -291,8 +291,7 @@ class Values:
 
     def decode(self, where: Location, data: Stored, dictionary: bytes) -> Any:
         """Return the object. Runs code that the value brings along."""
-        [(_, value)] = self.decode_all([where], {where.key: data}, dictionary)
-        return value
+        return next(self.decode_all([where], {where.key: data}, dictionary))[1]
 
     def decode_all(
         self, wanted: Iterable[Location], found: dict[str, Stored], dictionary: bytes
@@ -346,6 +345,6 @@ def _spans(wanted: list[Location]) -> list[list[Location]]:
         if where.source != blob or at - end > _GAP_BYTES or stop - start > PIECE_BYTES:
             spans.append(wanted[first:n])
             first, blob, start, end = n, where.source, at, stop
-        elif stop > end:
-            end = stop
+        else:
+            end = max(end, stop)
     return [*spans[1:], wanted[first:]] if wanted else []
