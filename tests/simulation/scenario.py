@@ -215,8 +215,8 @@ RARE: dict[str, tuple[str, str, dict[str, tuple[Any, ...]]]] = {
         },
     ),
     "abandoned": (  # writes, interrupted while they look whether a lock's holder is dead
-        "set:4 put forget:6 lock:2",
-        "interrupt kill",
+        "set:4 put forget:3 lock:2",
+        "interrupt",
         {
             "LEASE_SECONDS": (2.0,),
             "inline_bytes": (2048,),
@@ -228,8 +228,8 @@ RARE: dict[str, tuple[str, str, dict[str, tuple[Any, ...]]]] = {
             "latency": (0.2,),
             "spikes": (0.2,),
             "rate": (0.0,),
-            "blows": (9,),
-            "longer": (20,),
+            "blows": (30,),
+            "longer": (10,),
         },
     ),
     "crowd": (  # of writers who get in each other's way

@@ -105,7 +105,8 @@ class Keeper:
                 blob = getattr(item, "blob", lambda _: None)(key)
                 if blob is not None:
                     where = item.range(key)
-                    self._witness.place(key, item.version, blob, where.offset, where.length)
+                    which = (key, item.version, item.generation)
+                    self._witness.place(which, blob, where.offset, where.length)
 
     def deleted(self, paths: Iterable[str]) -> None:
         """See that nothing is deleted that is needed, or that somebody may be about to name."""
