@@ -26,6 +26,7 @@ from remotedict.pure.records import (
     Unlock,
     decode,
 )
+from simulation.repairs import Repairs
 from simulation.vacuum import Keeper
 from simulation.values import TOKEN, raw
 
@@ -177,12 +178,14 @@ class Witness:
         self.drops = 0
         self.layout = self._layout = layout
         self.keeper = Keeper(self)
+        self.repairs = Repairs(self)
+        self.tick: Callable[[], int]
         self._owners = owners
         self.newer: set[str] = {"Z"}
         # Path and range, or the bytes themselves, by key, version and generation: a copy's may be
         # elsewhere, and versions of a forgotten key begin anew.
         self._where: dict[tuple[str, int, bytes], Any] = {}
-        self._generations: dict[tuple[str, int], bytes] = {}  # the newest ones
+        self.generations: dict[tuple[str, int], bytes] = {}  # the newest ones
         self.places: set[str] = set()  # the blobs in which values are, or were, once named
         self._lease_of: dict[tuple[Any, str], str] = {}
         self._epoch_lease: dict[tuple[bytes, str], str] = {}
@@ -191,6 +194,11 @@ class Witness:
     def now(self) -> int:
         """The number of landings so far."""
         return len(self.states) - 1
+
+    @property
+    def broke(self) -> bool:
+        """Whether the index was brought back, or damaged, at any time."""
+        return bool(self.rewinds or self.repairs.damages)
 
     @property
     def state(self) -> State:
@@ -212,6 +220,10 @@ class Witness:
     def _landed(self, data: bytes, who: str) -> None:
         index, _ = decode(data, Index, self._layout.index, self.keyring)
         old, self.index = self.index, index
+        if self.repairs.broken:
+            self.repairs.landed(index, who)
+            self.keeper.named(index, who)
+            return
         if self.upgraded and not self.was_upgraded:
             self.was_upgraded, self.upgraded_at = True, self.clock()
         if old and old.features and who[:1] not in self.newer:
@@ -372,7 +384,7 @@ class Witness:
     def _token(self, change: Set, index: Index, name: str) -> str:
         """Return which value a change sets, from its bytes: they must be there."""
         key, place = change.key, change.place
-        self._generations[key, change.version] = change.generation
+        self.generations[key, change.version] = change.generation
         if isinstance(place, bytes):
             self._where[_of(change)] = place
         elif isinstance(place, int):
@@ -389,6 +401,20 @@ class Witness:
             self.fail("missing", f"{name} set {key}, but its bytes aren't there")
             return "?"
         return token
+
+    def token(self, change: Set, segment: str) -> str:
+        """Return which value a change sets that is in a segment, whoever has named it."""
+        place = change.place
+        if isinstance(place, int):
+            blob = f"v:{escape(change.key)}/{unique(change.born, change.generation)}"
+            self.place(_of(change), blob, 0, place)
+        elif isinstance(place, Range):
+            self.place(_of(change), place.blob or segment, place.offset, place.length)
+        return self._read(change) or "?"
+
+    def owner(self, made: bytes) -> Any:
+        """Return the operation that drew an id."""
+        return self._owners.get(made)
 
     def _read(self, change: Set) -> str | None:
         """Return the token in the bytes that a change sets, None if they aren't there."""
@@ -421,7 +447,7 @@ class Witness:
         listed = [(key, state.versions[key]) for key in state.items]
         listed += [version for version, (token, _) in state.past.items() if token]
         places = [
-            (key, n, self._where.get((key, n, self._generations[key, n]))) for key, n in listed
+            (key, n, self._where.get((key, n, self.generations[key, n]))) for key, n in listed
         ]
         return {w[0]: f"{key} {n}" for key, n, w in places if isinstance(w, tuple)}
 
