@@ -16,6 +16,7 @@ from remotedict.pure.entry import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from collections.abc import Set as AbstractSet
 
     from remotedict.engine.copying import CopyReport
     from remotedict.engine.core import Engine
@@ -97,14 +98,15 @@ class Mendable(Maintained):
         engine = self._engine
         engine.check_open()
         with progress(None, "looking", self._session.options.progress, "blob") as done:
-            report, index, state = engine.runtime.call(
-                lambda: Repair(engine, done, dry_run=dry_run).run()
-            )
+            repair = Repair(engine, done, dry_run=dry_run)
+            report, index, state = engine.runtime.call(repair.run)
         if index is None or state is None:
             return report
         with progress(len(state), "looking", self._session.options.progress) as done:
             lost, older = engine.runtime.call(
-                lambda: _inspected(engine, index.dictionary, state, done, deep=deep)
+                lambda: _inspected(
+                    engine, index.dictionary, state, done, deep=deep, there=repair.unwritten
+                )
             )
         if fall_back and older and not dry_run:
             self._fall_back(state, older)
@@ -187,11 +189,24 @@ def _generation(state: State, key: str) -> bytes | None:
 
 
 def _inspected(
-    engine: Engine, dictionary: bytes, state: State, done: Progress, *, deep: bool
+    engine: Engine,
+    dictionary: bytes,
+    state: State,
+    done: Progress,
+    *,
+    deep: bool,
+    there: AbstractSet[str],
 ) -> tuple[dict[str, str], dict[str, Entry]]:
-    """Return the keys whose values aren't whole, and what of older ones is."""
+    """Return the keys whose values aren't whole, and what of older ones is.
+
+    What is taken to be `there` isn't looked at.
+    """
     inspection = Inspection(engine, dictionary, deep=deep)
-    lost = inspection.run(state, done)
+    lost = {
+        key: why
+        for key, why in inspection.run(state, done).items()
+        if (entry := state.get(key)) is None or entry.blob(key) not in there
+    }
     older: dict[str, Entry] = {}
     for key in lost:
         for item in reversed(state.listed(key)[:-1]):

@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 import remotedict
 from faults import INDEX, after, lose_reply, lose_request
@@ -103,6 +104,20 @@ def test_a_chain_ends_with_the_tail_of_an_index_that_can_be_read(tail):
     chain = choose([BEGINNING, Base(9, b"z", "c:beyond")], links)
     ends = [(end.blob[2:], 7, 8)] if tail else []
     assert names(chain) == [("a", 1, 2), (3, 3), ("i", 4, 4), (5, 6), *ends]
+
+
+def test_what_a_repair_has_left_counts_only_if_others_built_on_it():
+    won, lost = Base(6, b"w", "c:won", certain=2), Base(9, b"l", "c:lost", certain=5)
+    ab, fillers = link("a", 1, "ab"), link("g", 3, "---w", "b", certain=2)._replace(made_up=True)
+    links = [ab, fillers]
+    assert choose([BEGINNING, won], links).base == won
+    built = choose([BEGINNING, won, lost], [*links, link("on", 7, "xy", "w", certain=6)])
+    assert (built.base, names(built)) == (won, [("on", 7, 8)])
+    assert [one.blob for one in built.before] == ["s:a", "s:g"]
+    # One that has come no further than this leads nowhere.
+    assert names(choose([BEGINNING], [*links, link("restored", 7, "v", "w", certain=2)])) == [
+        ("a", 1, 2)
+    ]
 
 
 # -- whole dictionaries -----------------------------------------------------------------------
@@ -451,6 +466,74 @@ def test_two_repairs_at_once_make_one_index(world: World):
     assert dict(other.items()) == dict(one.items()) == want
     incarnations = {h._engine.index.known.index.incarnation for h in (one, other, world.open())}
     assert len(incarnations) == 1
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_what_a_repair_has_written_that_came_too_late_is_not_believed(world: World, knows):
+    full(world.open)
+    lose(world)
+    one, other = world.open(), world.open()
+    done = []
+
+    def second(act: Callable[[], Any]) -> Any:
+        # Another one has seen all that the first has written but for the index, and goes beyond.
+        world.of(other).at("put", INDEX, after(lambda: done.append(act())))
+        assert not other.repair().rebuilt
+        return done[0]
+
+    world.of(one).at("put", INDEX, second)
+    assert one.repair().rebuilt
+    for n in range(20):
+        one.put(f"k{n % 4}", n, metadata={"n": n})
+    del one["own"]
+    if not knows:  # then they are in a segment
+        one._engine.swap(replace, settle=True)
+    want = {key: (one[key], dict(one.metadata[key])) for key in one}
+    lose(world)
+    e = one if knows else world.open()
+    assert e.repair().rebuilt
+    assert {key: (e[key], dict(e.metadata[key])) for key in e} == want
+
+
+@pytest.mark.parametrize("which", ["/segments/", "/checkpoints/", "/logs/", INDEX])
+def test_a_repair_that_was_killed_takes_nothing_from_the_next_one(world: World, which):
+    full(world.open)
+    d = world.open(inline_bytes=0)
+    d["k0"] = d["new"] = "a blob of its own"
+    world.clock.now += 10
+    want = dict(d.items())
+    lose(world)
+    killed, e = world.open(), world.open()
+    world.clock.now += 10
+    backend = world.of(killed)
+    original = backend._do
+
+    def die(call: Any, act: Callable[[], Any]) -> Any:
+        if call.verb == "put" and which in call.path:
+            written.append(call.path)
+            if which != "/segments/" or len(written) > 1:
+                raise errors.AccessDeniedError("killed")
+        return original(call, act)
+
+    written: list[str] = []
+    backend._do = die
+    with pytest.raises(errors.AccessDeniedError):
+        killed.repair()
+    world.clock.now += 10
+    assert e.repair().rebuilt
+    assert {key: e[key] for key in ("k0", "new")} == {key: want[key] for key in ("k0", "new")}
+
+
+def test_a_dry_run_takes_nothing_for_lost_that_it_would_write(world: World):
+    d = full(world.open)
+    d["inline"] = 1
+    lose(world)
+    for deep in (False, True):
+        told = d.repair(dry_run=True, deep=deep)
+        assert told.rebuilt
+        assert told.lost == {}
+    assert d.repair().lost == {}
+    assert d["inline"] == 1
 
 
 def test_a_commit_that_is_made_meanwhile_is_not_lost(world: World, monkeypatch):

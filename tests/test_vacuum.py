@@ -171,6 +171,28 @@ def test_a_dry_run_writes_nothing(world, by_hand):
     assert told.blobs == d.vacuum().blobs == 4
 
 
+def test_a_dry_run_whose_log_is_replaced_and_deleted_meanwhile_looks_again(world, small, by_hand):
+    d, other = world.open(retention=0), world.open(retention=0)
+    made = fill(other, random.Random(3))
+    other._engine.upkeep.finish()
+    old = other._engine.layout.path(index_of(world).log.blob)
+
+    def replaced():
+        while index_of(world).log.blob.rpartition(":")[2] in old:
+            made["more"] = other["more"] = len(world.of(other).calls)
+            other._engine.upkeep.finish()
+        other.vacuum(grace=0)
+        assert old not in blobs(other)
+
+    world.of(d).at("get", old, after(replaced))
+    told = d.vacuum(grace=0, dry_run=True)
+    assert not world.of(d).steps
+    assert len(world.of(d).sent("get", old)) == 1  # then the new one is read
+    assert told.horizon == d._engine.now().state.seq
+    assert told.blobs == other.vacuum(grace=0).blobs
+    assert world.open(cache_bytes=0).copy() == made
+
+
 # Rule 11: the horizon only grows; the writer judges with it all that it names.
 
 

@@ -97,6 +97,8 @@ class Rebuilding:
         self._links = {link.blob: link for link in self._survey.links}
         self._log: list[SegmentRef] = []
         self._index = plan.genesis(self._survey.dictionary, engine.runtime.uuid())
+        self._certain = 0
+        self.unwritten: set[str] = set()
 
     def run(self) -> Rebuilt:
         """Do it."""
@@ -106,10 +108,14 @@ class Rebuilding:
         seq = chain.seq
         if self._old is None:  # there may have been more
             seen = [chain.seq, self._survey.seq, self._known.seq if self._known else 0]
-            seq = max(seen) + _UNSEEN
+            seq = max(*seen, *(link.last for link in self._survey.links)) + _UNSEEN
             steps = [*steps, Gap(chain.seq + 1, seq, self._uuid(), chain.sealed)]
             open_end = [(chain.seq + 1, None)]
         old = self._old or self._known
+        # Until the new index is there nothing beyond is certain: others may be quicker, and these
+        # blobs are then left over. Nor may a vacuum that has begun before take them for garbage.
+        horizons = (old.horizon if old else 0, self._survey.horizon)
+        self._certain = max(chain.seq, *horizons)
         horizon = (old.horizon, old.horizon_seq) if self._old and old else (seq, seq)
         self._index = replace(
             self._index,
@@ -152,7 +158,7 @@ class Rebuilding:
             bases.append(base)
             states[base.blob] = state
             chain = choose(bases, links)
-            if not chain.gaps:
+            if not chain.gaps and chain.base.is_certain:
                 break
             # Only the one that is needed stays in memory.
             bases = [one for one in bases if one in (BEGINNING, chain.base)]
@@ -193,7 +199,8 @@ class Rebuilding:
         if not commits:
             return []
         previous = self._log[-1].blob if self._log else ""
-        segment = plan.seal(self._index, commits, base, previous, self._uuid(), self._keyring)
+        index = replace(self._index, seq=self._certain)
+        segment = plan.seal(index, commits, base, previous, self._uuid(), self._keyring)
         self._put(segment.ref.blob, segment.blob)
         self._log.append(segment.ref)
         return segment.commits
@@ -332,10 +339,12 @@ class Rebuilding:
         return replace(index, base=state.head, checkpoint=checkpoint, log=log_ref)
 
     def _fresh(self, kind: str) -> str:
-        return f"{kind}:{naming.unique(self._index.seq, self._uuid())}"
+        return f"{kind}:{naming.unique(self._certain, self._uuid())}"
 
     def _put(self, reference: str, data: bytes) -> None:
-        if not self._dry_run:
+        if self._dry_run:
+            self.unwritten.add(reference)
+        else:
             self._engine.backend.put(self._layout.path(reference), data)
 
     def _now(self) -> int:

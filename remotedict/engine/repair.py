@@ -168,6 +168,7 @@ class Repair:
         self._layout = engine.layout
         self._progress = progress
         self._dry_run = dry_run
+        self.unwritten: set[str] = set()  # references that the state names, after a dry run
         # What counts is what the store has, and not a cache.
         blobs = Blobs(engine.backend, engine.runtime, Cache(0))
         self._reader = Reader(blobs, engine.layout, engine.runtime, engine.keyring)
@@ -226,7 +227,9 @@ class Repair:
             known.settled if known and known_index else None,
         )
         dry_run = self._dry_run
-        rebuilt = Rebuilding(self._engine, self._reader, remains, dry_run=dry_run).run()
+        rebuilding = Rebuilding(self._engine, self._reader, remains, dry_run=dry_run)
+        rebuilt = rebuilding.run()
+        self.unwritten = rebuilding.unwritten
         kept = self._replaced(got, rebuilt)
         policy_lost = rebuilt.index.history is None and not owner
         note = (

@@ -147,7 +147,8 @@ class Survey:
             path = self._layout.path(reference)
             state = State.from_checkpoint(checkpoint, data, path)
             time = self.blobs[reference].time
-            yield Base(checkpoint.seq, state.head, reference, time), state
+            certain = naming.born(reference)
+            yield Base(checkpoint.seq, state.head, reference, time, certain), state
 
     def _link(self, reference: str) -> list[tuple[bytes, Link, int]]:
         """Return whose a segment is, what it links, and its horizon; nothing if it isn't whole."""

@@ -7,6 +7,7 @@ one to its last; a checkpoint is where a chain may begin.
 from __future__ import annotations
 
 from collections import defaultdict
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ class Link(NamedTuple):
         Of the blob.
     time : float
         When the store took it.
+    made_up : bool
+        Whether it stands for lost commits, by ones without changes: a repair has made them up. It
+        leads nowhere: a repair that came no further may have left it.
     """
 
     blob: str
@@ -46,6 +50,7 @@ class Link(NamedTuple):
     certain: int
     size: int = 0
     time: float = 0.0
+    made_up: bool = False
 
     @classmethod
     def of(
@@ -60,7 +65,8 @@ class Link(NamedTuple):
     ) -> Link:
         """Return the link that these commits are, of which there is one at least."""
         ids = tuple(commit.id for commit in commits)
-        return cls(blob, commits[0].seq, base, ids, certain, size, time)
+        made_up = not any(commit.changes for commit in commits)
+        return cls(blob, commits[0].seq, base, ids, certain, size, time, made_up)
 
     @property
     def last(self) -> int:
@@ -98,13 +104,20 @@ class Link(NamedTuple):
 class Base(NamedTuple):
     """A state that a chain may begin with, such as that of a checkpoint.
 
-    `time` is when the store took the blob.
+    `time` is when the store took the blob; `certain` up to which commit it tells what was made. A
+    repair makes up commits that come after those, and others may then have been quicker.
     """
 
     seq: int
     head: bytes
     blob: str
     time: float = 0.0
+    certain: float = inf
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether there was such a state, whatever others have built on it."""
+        return self.certain >= self.seq
 
     @property
     def node(self) -> Node:
@@ -186,7 +199,7 @@ def choose(bases: Collection[Base], links: Collection[Link]) -> Chain:
         bases = [base for base in bases if base.seq < tail.first]
         links = [link for link in links if link is tail or link.last < tail.first]
     ways = _Ways(bases, links)
-    base = max(bases, key=lambda one: (ways.reach(one.node), one.seq))
+    base = max(bases, key=lambda one: (ways.reach(one.node, one.certain), one.seq))
     steps: list[Link | Gap] = []
     node, time = base.node, base.time
     while True:
@@ -207,11 +220,12 @@ class _Ways:
     """Which links lead from where, and how far one comes."""
 
     def __init__(self, bases: Iterable[Base], links: Iterable[Link]) -> None:
-        self._known = {base.node for base in bases}
+        self._known = {base.node for base in bases if base.is_certain}
         self._from: dict[Node, list[Link]] = defaultdict(list)
         self._to: dict[Node, list[Link]] = defaultdict(list)
         for link in links:
-            self._from[link.start].append(link)
+            if not link.made_up:
+                self._from[link.start].append(link)
             self._to[link.end].append(link)
         # The tail of an index counts more than any number of commits that it doesn't know.
         self._best: dict[Node, tuple[bool, int, Link]] = {}
@@ -225,14 +239,15 @@ class _Ways:
         if not link.blob:
             return True, link.last
         if link.end in self._best:
-            return max(self._best[link.end][:2], (False, link.last))
+            ends, far, _ = self._best[link.end]
+            if ends or far >= link.last:  # who built on it knew that it was made
+                return ends, far
         return False, link.last if link.end in self._known else min(link.certain, link.last)
 
-    def reach(self, node: Node) -> tuple[bool, int]:
+    def reach(self, node: Node, certain: float = inf) -> tuple[bool, float]:
         """Return whether one comes from there to the tail, and to which commit at the most."""
-        if node in self._best:
-            return max(self._best[node][:2], (False, node[0]))
-        return False, node[0]
+        here = (False, min(certain, node[0]))
+        return max(self._best[node][:2], here) if node in self._best else here
 
     def path(self, node: Node) -> list[Link]:
         """Return the links by which one comes farthest, as far as they are certain."""
@@ -282,7 +297,7 @@ def _extend(steps: list[Link | Gap], node: Node, links: Iterable[Link]) -> froze
 
     Else return the segments in which they say what.
     """
-    onward = [(ids, link) for link in links if (ids := link.after(node))]
+    onward = [(ids, link) for link in links if not link.made_up and (ids := link.after(node))]
     if not onward:
         return frozenset()
     ids, longest = max(onward, key=lambda way: len(way[0]))

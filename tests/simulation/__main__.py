@@ -47,6 +47,13 @@ _THEMES = {
     "a merge isn't judged by the horizon": "merges",
     "a copy has the newest index, not that of its blobs": "copies",
     "a checkpoint isn't signed": "signed",
+    "of two repairs both win": "repair",
+    "a repair keeps the incarnation that the handle knew": "repair",
+    "a repair brings back only what segments tell of": "repair",
+    "a repair doesn't ask what its handle knows": "repair",
+    "a repair uses the numbers of lost commits again": "repair",
+    "a repair believes what another one has left that came too late": "repair",
+    "a repair believes what a killed one has made up for lost commits": "repair",
 }
 """In which themes a plant, or one that drops a rule, is looked for first."""
 

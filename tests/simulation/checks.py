@@ -30,14 +30,13 @@ from remotedict.errors import (
 from remotedict.features.events import Event, events
 from remotedict.pure.records import Unlock
 from simulation import linear, values
-from simulation.calls import MODELS, Impossible, Refused
+from simulation.calls import MODELS, Call, Impossible, Refused
 from simulation.clients import Watcher
 
 if TYPE_CHECKING:
     from remotedict import RemoteDict
     from remotedict.features.mirror import Mirror
     from remotedict.pure.records import Commit
-    from simulation.calls import Call
     from simulation.clients import Watched
     from simulation.witness import State, Witness
     from simulation.world import World
@@ -105,25 +104,30 @@ def check(world: World) -> None:
     for call in world.history:
         _check_call(world, witness, call)
     if not witness.rewinds:
+        history = _since_repair(world)
         names = [f"k{n}" for n in range(world.scenario.keys)]
-        for key in linear.check(world.history, names):
+        for key in linear.check(history, names):
             witness.fail("linear", f"the calls on {key} have no order that explains them")
     else:
         _check_rewinds(world)
     for watcher in world.watchers:
         _check_watcher(world, watcher)
     _check_interrupts(world)
+    if witness.repairs.damages:
+        _check_repairs(world)
 
 
 def _check_call(world: World, witness: Witness, call: Call) -> None:
     undone = call.kind == "lock" and isinstance(call.error, KeyboardInterrupt)
-    if len(call.landed) > 1 and not (call.partial or undone or witness.rewinds):
+    spans = bool(witness.repairs.over(call))
+    if len(call.landed) > 1 and not (call.partial or undone or witness.rewinds or spans):
         witness.fail("twice", f"{call} landed {len(call.landed)} times")
     for n in call.landed:
         if n <= call.begun:
             witness.fail("time", f"{call} landed before it was called")
     if call.ended is None:  # killed
-        _check_effect(witness, call, world.history, known=False)
+        if not spans:
+            _check_effect(witness, call, world.history, known=False)
         return
     _check_time(world, call)
     error = call.error
@@ -138,21 +142,24 @@ def _check_call(world: World, witness: Witness, call: Call) -> None:
         explained = world.rough or witness.upgraded
         if isinstance(error, UnknownOutcomeError) and not explained:
             witness.fail("error", f"{call} doesn't know its outcome: {error}")
-        _check_effect(witness, call, world.history, known=False)
+        if not spans:
+            _check_effect(witness, call, world.history, known=False)
         return
     if isinstance(error, DictionaryChangedError) and _went_back(witness, call):
         return
     if call.kind == "lock" and isinstance(error, ClosedError):
         return
-    if call.landed and not call.partial and not witness.rewinds:
+    if call.landed and not call.partial and not witness.rewinds and not spans:
         witness.fail("acknowledged", f"{call} raised {error!r}, but has landed")
     if not _justified(world, witness, call, error):
         witness.fail("error", f"{call} raised {type(error).__name__}: {error}")
 
 
 def _went_back(witness: Witness, call: Call) -> bool:
-    """Tell whether the index had been brought back before a call returned."""
-    return any(n <= (call.ended or 0) for n in witness.rewinds)
+    """Tell whether the index had been brought back, or lost, before a call returned."""
+    ended = call.ended or 0
+    lost = call.kind != "repair" and any(damage.at <= ended for damage in witness.repairs.damages)
+    return lost or any(n <= ended for n in witness.rewinds)
 
 
 def _check_time(world: World, call: Call) -> None:
@@ -179,13 +186,16 @@ def _saw_damage(world: World, call: Call) -> bool:
 
 def _check_success(world: World, witness: Witness, call: Call) -> None:
     if call.kind == "seen":
-        if call.args is None and witness.rewinds:
+        if call.args is None and witness.broke:
             return  # the index went back just then
         if call.result != list(call.args.items.items()):
             witness.fail("snapshot", f"{call.name} saw {call.result} of {call.args.items}")
         return
     if call.kind == "mirrored":
         _check_mirrored(witness, call)
+        return
+    if call.kind == "repair":
+        _check_repair(witness, call)
         return
     if call.kind == "verify" and call.result and not world.faulty("truncate"):
         witness.fail("verify", f"{call} found {call.result}")
@@ -199,7 +209,10 @@ def _check_success(world: World, witness: Witness, call: Call) -> None:
         for n in call.landed:
             if n > (call.ended or 0):
                 witness.fail("acknowledged", f"{call} landed only after it had returned")
-        _check_effect(witness, call, world.history, known=True)
+        if not witness.repairs.over(call):
+            _check_effect(witness, call, world.history, known=True)
+        return
+    if call in witness.repairs.revived:
         return
     states = _current(world, witness, call)
     if not any(_fits(state, call) for state in states):
@@ -214,7 +227,12 @@ def _current(world: World, witness: Witness, call: Call) -> list[State]:
     if call.stale and not call.landed:
         begun = _earlier(witness, call)
     possible = [*range(begun, (call.ended or 0) + 1), *_overtaken(world, call)]
-    return [witness.states[n] for n in possible]
+    states = [witness.states[n] for n in possible if not witness.repairs.hidden(n)]
+    # Nothing is left that tells of a dictionary; or nothing was there when the handle looked first.
+    late = not witness.repairs.opened.get(call.handle)
+    if any(damage.empty or late for damage in witness.repairs.over(call)):
+        states.append(witness.states[0])
+    return states
 
 
 def _earlier(witness: Witness, call: Call) -> int:
@@ -232,12 +250,13 @@ def _overtaken(world: World, call: Call) -> list[int]:
     the one was carried out after the other (see rule 16).
     """
     witness = world.witness
+    repaired = [damage.until or damage.at for damage in witness.repairs.damages]
     return [
         n
         for time, client, head in world.learnt
         if client == call.handle[0] and call.called <= time <= call.returned
         for n in witness.numbers(head)
-        if any(n < rewind <= (call.ended or 0) for rewind in witness.rewinds)
+        if any(n < at <= (call.ended or 0) for at in [*witness.rewinds, *repaired])
     ]
 
 
@@ -365,7 +384,7 @@ def _check_mirrored(witness: Witness, call: Call) -> None:
     key, first, last, newest = call.args
     if not newest <= first <= last:
         witness.fail("mirror", f"{call} went back from {newest} to {first} and {last}")
-    if witness.rewinds:
+    if witness.broke:
         return
     states = [witness.by_seq(seq) for seq in range(first, last + 1)]
     if not any(state and state.items.get(key) == call.result for state in states):
@@ -383,7 +402,7 @@ def _justified(world: World, witness: Witness, call: Call, error: BaseException)
     if isinstance(error, ClosedError):
         return any(c.kind == "close" and c.handle[0] == call.handle[0] for c in world.history)
     if isinstance(error, CorruptBlobError):
-        return world.faulty("truncate")
+        return world.faulty("truncate") or _damaged(witness, call)
     if isinstance(error, DictionaryChangedError):
         return _went_back(witness, call)
     if isinstance(error, StoreUnavailableError):
@@ -398,7 +417,7 @@ def _justified(world: World, witness: Witness, call: Call, error: BaseException)
     if isinstance(error, ConflictError):
         return _conflicts(world, call, error)
     if isinstance(error, LockLostError):
-        return any(
+        return bool(witness.repairs.over(call)) or any(
             state.locks.get(error.item_name, (b"", ""))[1] != call.handle for state in states
         )
     if isinstance(error, DestinationError):
@@ -418,11 +437,13 @@ def _justified(world: World, witness: Witness, call: Call, error: BaseException)
     if isinstance(error, HistoryGapError) and world.scenario.tuning["LOG_SECONDS"] < 3600:
         return True
     if isinstance(error, SnapshotExpiredError | HistoryGapError):
-        return bool(witness.drops) or any(c.kind == "forget" for c in world.history)
+        forgets = any(c.kind == "forget" for c in world.history)
+        return bool(witness.drops or witness.repairs.damages) or forgets
     if isinstance(error, TimeoutError):
         return call.args == ("wait_for",)
     if isinstance(error, UnknownCommitError):
-        return call.kind in {"open", "diff"} and not states[0].seq
+        nothing = any(not state.seq for state in states[:1])
+        return call.kind in {"open", "diff"} and (nothing or bool(witness.repairs.damages))
     return False
 
 
@@ -461,7 +482,7 @@ def _conflicts(world: World, call: Call, error: ConflictError) -> bool:
 def behind(world: World, one: Watched) -> bool:
     """Tell whether a watch or a mirror that is still there lacks something."""
     witness = world.witness
-    if not one.is_there() or witness.rewinds:
+    if not one.is_there() or witness.broke:
         return False
     if not isinstance(one, Watcher):
         return bool(one.follower.seq != witness.state.seq)
@@ -481,8 +502,11 @@ def _check_watcher(world: World, watcher: Watcher) -> None:
             | AccessDeniedError
             | FormatVersionError,
         )
-        and not (isinstance(error, CorruptBlobError) and world.faulty("truncate"))
-        and not (isinstance(error, DictionaryChangedError) and witness.rewinds)
+        and not (
+            isinstance(error, CorruptBlobError)
+            and (world.faulty("truncate") or witness.repairs.damages)
+        )
+        and not (isinstance(error, DictionaryChangedError) and witness.broke)
     ):
         witness.fail("watch", f"{watcher.name} ended with {error!r}")
     seen = _seen(world, watcher)
@@ -526,6 +550,82 @@ def _check_rewinds(world: World) -> None:
                 knew.add(call.handle)
         elif call.handle in knew and call.error is None and call.landed:
             witness.fail("rewind", f"{call} followed an index that had gone back")
+
+
+def _damaged(witness: Witness, call: Call) -> bool:
+    """Tell whether the index was damaged at some time of a call."""
+    mine = witness.repairs.over(call)
+    # A repair must do with what is left, if there is anything.
+    return any(damage.empty for damage in mine) if call.kind == "repair" else bool(mine)
+
+
+def _check_repair(witness: Witness, call: Call) -> None:
+    """See that a repair has done what it says, and only what was needed."""
+    report, ended = call.result, call.ended or 0
+    mine = [damage for damage in witness.repairs.damages if damage.by is call]
+    whole = [n for n in range(call.begun, ended + 1) if not witness.repairs.hidden(n)]
+    said = (report.commit, report.keys)
+    if report.lost:
+        witness.fail("repair", f"{call} takes {report.lost} for lost")
+    if report.rebuilt and not report.dry_run:
+        if len(mine) != 1:
+            witness.fail("repair", f"{call} says that it was the one: {report}")
+            return
+        state = witness.states[mine[0].until or 0]
+        if said != (state.seq, len(state.items)):
+            witness.fail("repair", f"{call} says {said}, but there are {state} {state.items}")
+        if not {*report.restored} <= {*state.items}:
+            witness.fail("repair", f"{call} says that it restored {report.restored}")
+        lost = mine[0].index
+        if any(first <= lost.settled for first, _ in report.lost_commits):
+            witness.fail("repair", f"{call} lost {report.lost_commits} of {lost.settled}")
+    elif mine:
+        witness.fail("repair", f"{call} says {report}, but has repaired it")
+    elif report.rebuilt:
+        if not witness.repairs.over(call):
+            witness.fail("repair", f"{call} would repair what is whole")
+    elif report.problem or not (
+        any(said == (witness.states[n].seq, len(witness.states[n].items)) for n in whole)
+        or any(damage.empty for damage in witness.repairs.damages)
+    ):
+        witness.fail("repair", f"{call} found nothing to do: {report}")
+
+
+def _check_repairs(world: World) -> None:
+    """See that nobody who knew the old index went on with the new one, but who repaired it."""
+    witness = world.witness
+    damages = witness.repairs.damages
+    for n, damage in enumerate(damages):
+        knew: set[str] = set()
+        repaired = {later.by.handle for later in damages[n:] if later.by is not None}
+        for call in world.history:
+            if call.error is not None or call.ended is None:
+                continue
+            if call.ended < damage.at:
+                known = call.landed or (call.kind in _READS and call.result)
+                knew |= {call.handle} if known and call.kind != "seen" else set()
+            elif call.handle in repaired:
+                continue
+            elif damage.until is not None and call.begun >= damage.until and call.handle in knew:
+                asks = call.landed or (call.kind in _READS and not call.stale)
+                if asks:
+                    witness.fail("repair", f"{call} went on with a repaired index")
+
+
+def _since_repair(world: World) -> list[Call]:
+    """Return the calls since the index was repaired last, as if what there was were set then."""
+    witness = world.witness
+    if not witness.repairs.damages:
+        return world.history
+    last = witness.repairs.damages[-1]
+    if last.until is None:
+        return []
+    pairs = list(witness.states[last.until].items.items())
+    begin = Call("", "set", pairs, "", "")
+    begin.first = begin.last = last.tick
+    since = last.until
+    later = [c for c in world.history if c.begun >= since or any(n > since for n in c.landed)]
+    return [begin, *later]
 
 
 def _check_interrupts(world: World) -> None:

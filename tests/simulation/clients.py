@@ -13,10 +13,11 @@ from greenlet import getcurrent
 from msgspec.structs import replace
 
 from remotedict import RemoteDict
-from remotedict.errors import RemoteDictError
+from remotedict.errors import CorruptBlobError, DictionaryChangedError, RemoteDictError
 from remotedict.session import Parts, Session
 from simulation import values
 from simulation.calls import Call
+from simulation.scenario import Step
 from simulation.scheduler import Future, Killed, Process, Thread
 from simulation.store import Elsewhere
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from simulation.network import Network
     from simulation.runtime import SimRuntime
-    from simulation.scenario import Client, Step
+    from simulation.scenario import Client
     from simulation.world import World
 
 FEATURE = "simulated"
@@ -137,12 +138,19 @@ class VirtualClient:
         return child
 
     def _begin(self, n: int, rest: list[Step], opened: Future | None) -> None:
+        thread = self._track(lambda: self._run(n, rest, opened))
+        if n == 0:
+            self.main = thread
+            thread.interruptible = self.drawn.interruptible
+
+    def _track(self, work: Callable[[], None]) -> Thread:
+        """Begin a thread without which the client isn't done."""
         self.busy += 1
         process = self.process
 
         def run() -> None:
             try:
-                self._run(n, rest, opened)
+                work()
             finally:
                 if self.main is thread:
                     self.main = None
@@ -151,13 +159,19 @@ class VirtualClient:
                     self.world.rest()
 
         thread = self.world.scheduler.begin(run, process, None)
-        if n == 0:
-            self.main = thread
-            thread.interruptible = self.drawn.interruptible
+        return thread
 
     def died(self) -> None:
         """Know that the process has been killed."""
         self.busy = 0
+
+    def mend(self, seed: float) -> None:
+        """Repair the dictionary, in a thread of its own."""
+        if not self.process.alive or self.d is None or not self.busy:
+            return
+        me = _User(self, 9)
+        step = Step(int(seed * 1e6), "repair", int(seed * 2**32))
+        self._track(lambda: me.do(step))
 
     # -- a thread ---------------------------------------------------------------------------
 
@@ -203,6 +217,7 @@ class _Recorded:
         call, world = self._call, self._world
         getcurrent().op = call
         call.begun = world.witness.now
+        world.witness.repairs.opened.setdefault(call.handle, call.begun)
         call.called = world.scheduler.now
         call.first = world.tick()
         world.history.append(call)
@@ -259,6 +274,9 @@ class _User:
         self._tokens = 0
         try:
             getattr(self, step.kind, getattr(self, f"{step.kind}_", None))()
+        except (DictionaryChangedError, CorruptBlobError):
+            if self.world.witness.repairs.damages and self.rng.random() < 0.5:
+                self._anew()
         except (RemoteDictError, KeyboardInterrupt, TimeoutError):
             pass
         finally:
@@ -454,6 +472,13 @@ class _User:
                 snapshot = self.d.snapshot()
                 call.result = snapshot.seq
         state = witness.by_seq(snapshot.seq)
+        known = self.d._engine.index.known
+        if witness.repairs.damages and (
+            witness.repairs.broken
+            or not known
+            or known.index.incarnation != witness.index.incarnation
+        ):
+            state = None
         if state and before:
             state = state.copy()
             for key in before:
@@ -797,6 +822,18 @@ class _User:
         client.lives += 1
         client.process.name = client.handle
         client._open(self)
+
+    def _anew(self) -> None:
+        with suppress(RemoteDictError, KeyboardInterrupt):
+            self.reopen()
+
+    def repair(self) -> None:
+        """Repair the dictionary, whether or not it needs that."""
+        rng, known = self.rng, self.d._engine.index.known
+        knows = (known.index.incarnation, known.index.seq) if known and known.index else (b"", 0)
+        dry_run = rng.random() < 0.1
+        with self.call("repair", (*knows, dry_run)) as call:
+            call.result = self.d.repair(dry_run=dry_run, deep=rng.random() < 0.5)
 
     def sleep(self) -> None:
         self.world.scheduler.sleep(self.rng.random() * self.rng.choice((0.1, 5, 30)))

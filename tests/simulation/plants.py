@@ -664,6 +664,57 @@ PLANTS += [
         (_VACUUM + "_garbage", "named = self._engine.commits.log(known.index)", "named = []"),
     ),
 ]
+_REBUILDING = "engine.rebuilding:Rebuilding."
+
+PLANTS += [
+    _plant(
+        "of two repairs both win",
+        "",
+        (
+            "engine.repair:Repair._replaced",
+            "old = got.etag if got else None",
+            "old = now.etag if (now := current(self._engine)) else None",
+        ),
+    ),
+    _plant(
+        "a repair keeps the incarnation that the handle knew",
+        "",
+        (
+            _REBUILDING + "__init__",
+            "engine.runtime.uuid())",
+            "remains.known.incarnation if remains.known else engine.runtime.uuid())",
+        ),
+    ),
+    _plant(
+        "a repair brings back only what segments tell of",
+        "",
+        (_REBUILDING + "_found", "if not gaps:", "if True:"),
+    ),
+    _plant(
+        "a repair doesn't ask what its handle knows",
+        "",
+        (
+            "engine.repair:Repair._attempt",
+            "known_index = known.index if known else None",
+            "known_index = None",
+        ),
+    ),
+    _plant(
+        "a repair uses the numbers of lost commits again",
+        "",
+        (_REBUILDING + "run", "+ _UNSEEN", ""),
+    ),
+    _plant(
+        "a repair believes what another one has left that came too late",
+        "",
+        ("pure.chain:_Ways.reach", "min(certain, node[0])", "node[0]"),
+    ),
+    _plant(
+        "a repair believes what a killed one has made up for lost commits",
+        "",
+        ("pure.chain:Link.of", "not any(commit.changes for commit in commits)", "False"),
+    ),
+]
 """That vacuum judges by a state later than that of its horizon can't be found: what isn't needed then,
 and lies below the horizon, wasn't to be named again before either.
 

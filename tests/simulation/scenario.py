@@ -124,7 +124,7 @@ KINDS = {
 }
 """Kinds of operations, and how often they are drawn; beside vacuum."""
 
-_MORE = {"vacuum": 3, "export": 3, "stopped": 3}
+_MORE = {"vacuum": 3, "export": 3, "stopped": 3, "repair": 3}
 """Kinds that are drawn by rare themes alone."""
 
 SIGNING = (b"a key to sign with, 32 bytes long", b"and another one, for after that.")
@@ -215,8 +215,8 @@ RARE: dict[str, tuple[str, str, dict[str, tuple[Any, ...]]]] = {
         },
     ),
     "abandoned": (  # writes, interrupted while they look whether a lock's holder is dead
-        "set:4 put forget:6 lock:2",
-        "interrupt kill",
+        "set:4 put forget:3 lock:2",
+        "interrupt",
         {
             "LEASE_SECONDS": (2.0,),
             "inline_bytes": (2048,),
@@ -228,8 +228,8 @@ RARE: dict[str, tuple[str, str, dict[str, tuple[Any, ...]]]] = {
             "latency": (0.2,),
             "spikes": (0.2,),
             "rate": (0.0,),
-            "blows": (9,),
-            "longer": (20,),
+            "blows": (30,),
+            "longer": (10,),
         },
     ),
     "crowd": (  # of writers who get in each other's way
@@ -287,6 +287,25 @@ RARE: dict[str, tuple[str, str, dict[str, tuple[Any, ...]]]] = {
 }
 """What one seed of ten is about: rare encounters, each of which needs much to come together."""
 
+REPAIR: tuple[str, str, dict[str, tuple[Any, ...]]] = (
+    (
+        "set:3 set_many put put_file get get_many items keys version delete copy_item revert annotate "
+        "transaction section lock watch mirror snapshot repair:2 reopen"
+    ),
+    "damage",
+    {
+        "INDEX_BYTES": (700, 1200, 2500),
+        "FAN": (2, 3),
+        "CHECKPOINT_MIN": (1, 2000, 8000),
+        "count": (2, 3),
+        "threads": (1, 1, 2),
+        "steps": (6, 10),
+        "pause": (0.0, 0.01, 0.1),
+        "blows": (1, 1, 2),
+    },
+)
+"""What one seed of fifty is about: an index that is lost or damaged, and repaired."""
+
 
 def _often(kind: str) -> tuple[str, int]:
     """Return a kind of operation in a theme, and how many times as often as else it is drawn."""
@@ -301,7 +320,9 @@ def draw(seed: int) -> Scenario:
     theme = rng.choice([*THEMES, "locks", "bytes"]) if chance() < 0.75 else ""
     if seed % 10 == 8:
         theme = [*RARE][seed // 10 % len(RARE)]
-    themed = {**THEMES, **RARE}.get(theme, ("", "", {}))
+    if seed % 50 == 48:
+        theme = "repair"
+    themed = {**THEMES, **RARE, "repair": REPAIR}.get(theme, ("", "", {}))
 
     def choice(options: Any, name: str = "") -> Any:
         return rng.choice(themed[2].get(name, options))
@@ -366,13 +387,20 @@ def draw(seed: int) -> Scenario:
     length = steps * (latency * 6 + pause) * themed[2].get("longer", (1,))[0]
     blows = []
     struck = rng.sample(BLOWS, rng.randint(0, 3)) if chance() < 0.4 else []
-    always = theme in RARE
+    always = theme in RARE or theme == "repair"
     struck += [
         kind for kind in themed[1].split() if (chance() < 0.5 or always) and kind not in struck
     ]
     # A forgotten key would come back with an index from before that.
     if "rewind" in struck and {"forget", "vacuum"} & {*few}:
         struck.remove("rewind")
+    if "damage" in struck:
+        struck = [kind for kind in struck if kind != "rewind"]
+        # Who may not list begins anew where an index is lost; and what arrives cut is damaged.
+        for n, client in enumerate(clients):
+            told = tuple(f for f in client.weather.faults if f not in {"deny", "truncate"})
+            calmer = client.weather._replace(faults=told, rate=client.weather.rate if told else 0.0)
+            clients[n].weather = calmer
     for kind in struck:
         for _ in range(choice((1, 2, 3), "blows")):
             seconds = choice((0.1, 5.0, 20.0, 40.0))

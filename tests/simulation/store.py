@@ -66,6 +66,8 @@ class Store(MemoryBackend):
         done = super().put(path, data, if_match=if_match, if_absent=if_absent)
         if path == self.index:
             self.witness.landed(self._blobs[path].data, who)
+        elif old is None:
+            self.witness.repairs.sealed(path, self._blobs[path].data)
         elif old is not None and old.data != self._blobs[path].data:
             self.witness.fail("overwritten", f"{path} was put again, with other bytes")
         return done
@@ -100,6 +102,14 @@ class Store(MemoryBackend):
         """Bring the index blob back to what it was once, as a restored backup does."""
         super().put(self.index, data)
         self.witness.rewound(data)
+
+    def damage(self, data: bytes | None) -> None:
+        """Put this in the place of the index, or take it away: so does a disk, or a program."""
+        if data is None:
+            super().delete([self.index])
+        else:
+            super().put(self.index, data)
+        self.witness.repairs.damaged(data)
 
     def copy_index(self) -> None:
         """Put the same bytes again: so does who copies the blob, or sets its tier."""

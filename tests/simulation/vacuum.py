@@ -28,10 +28,11 @@ def with_vacuum(scenario: Scenario) -> Scenario:
     """Let some of the steps be vacuums, in some of the scenarios.
 
     Drawn apart from all else, so that the others stay as they were. A restored index names what
-    vacuum has deleted since: those scenarios are left alone, but for what is done by itself.
+    vacuum has deleted since, and a repaired one what an earlier vacuum has taken off the list: those
+    scenarios are left alone, but for what is done by itself.
     """
     rng = random.Random(f"vacuum {scenario.seed}")
-    if any(blow.kind == "rewind" for blow in scenario.blows):
+    if any(blow.kind in {"rewind", "damage"} for blow in scenario.blows):
         scenario.tuning["LOG_SECONDS"] = 86400.0
         for client in scenario.clients:
             client.options["retention"] = 3600.0
@@ -67,8 +68,8 @@ class Keeper:
         self._named: set[str] = set()  # by the index or its log, now
         self._ever: set[str] = set()
 
-    def landed(self, index: Index, old: Index | None, who: str) -> None:
-        """Look at what an index names."""
+    def named(self, index: Index, who: str) -> dict[str, str]:
+        """See that what an index names is there; return what it didn't name before, by path."""
         witness, layout = self._witness, self._witness.layout
         refs = [ref.blob for ref in (index.checkpoint, index.log, *index.segments) if ref]
         if index.log:
@@ -79,14 +80,20 @@ class Keeper:
                     for ref in decode(data, Log, index.log.blob, witness.keyring)[0].segments
                 ]
         named = {layout.path(blob): blob for blob in refs}
-        for path, blob in named.items():
-            if path in self._named:
-                continue
+        fresh = {path: blob for path, blob in named.items() if path not in self._named}
+        for path in fresh:
             if witness.store.blob(path) is None:
                 witness.fail("missing", f"{who} named {path}, which isn't there")
-            if path not in self._ever and born(blob) < index.horizon:
-                witness.fail("horizon", f"{who} named {path} below the horizon {index.horizon}")
         self._named = set(named)
+        return fresh
+
+    def landed(self, index: Index, old: Index | None, who: str) -> None:
+        """Look at what an index names."""
+        for path, blob in self.named(index, who).items():
+            if path not in self._ever and born(blob) < index.horizon:
+                self._witness.fail(
+                    "horizon", f"{who} named {path} below the horizon {index.horizon}"
+                )
         self._ever |= self._named
         if old and index.moved != old.moved and index.checkpoint:
             self._moved(index)
@@ -105,11 +112,14 @@ class Keeper:
                 blob = getattr(item, "blob", lambda _: None)(key)
                 if blob is not None:
                     where = item.range(key)
-                    self._witness.place(key, item.version, blob, where.offset, where.length)
+                    which = (key, item.version, item.generation)
+                    self._witness.place(which, blob, where.offset, where.length)
 
     def deleted(self, paths: Iterable[str]) -> None:
         """See that nothing is deleted that is needed, or that somebody may be about to name."""
-        witness = self._witness
+        witness, paths = self._witness, list(paths)
+        if witness.repairs.broken:
+            witness.fail("repair", f"{paths} were deleted, though there was no index")
         index = witness.index
         if index is None or witness.rewinds:
             return

@@ -26,6 +26,7 @@ from remotedict.pure.records import (
     Unlock,
     decode,
 )
+from simulation.repairs import Repairs
 from simulation.vacuum import Keeper
 from simulation.values import TOKEN, raw
 
@@ -177,10 +178,14 @@ class Witness:
         self.drops = 0
         self.layout = self._layout = layout
         self.keeper = Keeper(self)
+        self.repairs = Repairs(self)
+        self.tick: Callable[[], int]
         self._owners = owners
         self.newer: set[str] = {"Z"}
-        # Path and range, or the bytes themselves, by key and version: a copy's may be elsewhere.
-        self._where: dict[tuple[str, int], Any] = {}
+        # Path and range, or the bytes themselves, by key, version and generation: a copy's may be
+        # elsewhere, and versions of a forgotten key begin anew.
+        self._where: dict[tuple[str, int, bytes], Any] = {}
+        self.generations: dict[tuple[str, int], bytes] = {}  # the newest ones
         self.places: set[str] = set()  # the blobs in which values are, or were, once named
         self._lease_of: dict[tuple[Any, str], str] = {}
         self._epoch_lease: dict[tuple[bytes, str], str] = {}
@@ -189,6 +194,11 @@ class Witness:
     def now(self) -> int:
         """The number of landings so far."""
         return len(self.states) - 1
+
+    @property
+    def broke(self) -> bool:
+        """Whether the index was brought back, or damaged, at any time."""
+        return bool(self.rewinds or self.repairs.damages)
 
     @property
     def state(self) -> State:
@@ -210,6 +220,10 @@ class Witness:
     def _landed(self, data: bytes, who: str) -> None:
         index, _ = decode(data, Index, self._layout.index, self.keyring)
         old, self.index = self.index, index
+        if self.repairs.broken:
+            self.repairs.landed(index, who)
+            self.keeper.named(index, who)
+            return
         if self.upgraded and not self.was_upgraded:
             self.was_upgraded, self.upgraded_at = True, self.clock()
         if old and old.features and who[:1] not in self.newer:
@@ -261,7 +275,7 @@ class Witness:
                 if isinstance(change, Set) and isinstance(change.place, Range):
                     place = change.place
                     blob = place.blob or ref.blob
-                    self.place(change.key, change.version, blob, place.offset, place.length)
+                    self.place(_of(change), blob, place.offset, place.length)
         return [c for c in segment.commits if c.seq > len(self.order)]
 
     def _check_names(self, index: Index, who: str) -> None:
@@ -272,10 +286,10 @@ class Witness:
             if self.store.blob(self._layout.path(blob)) is None:
                 self.fail("missing", f"{who} put an index that names {blob}, which isn't there")
 
-    def place(self, key: str, version: int, blob: str, offset: int, length: int) -> None:
-        """Take down where a version's bytes are."""
+    def place(self, which: tuple[str, int, bytes], blob: str, offset: int, length: int) -> None:
+        """Take down where the bytes of a key's version and generation are."""
         path = self._layout.path(blob)
-        self._where[key, version] = (path, offset, length)
+        self._where[which] = (path, offset, length)
         self.places.add(path)
 
     def _commit(self, commit: Commit, index: Index, who: str) -> None:
@@ -369,14 +383,15 @@ class Witness:
 
     def _token(self, change: Set, index: Index, name: str) -> str:
         """Return which value a change sets, from its bytes: they must be there."""
-        key, version, place = change.key, change.version, change.place
+        key, place = change.key, change.place
+        self.generations[key, change.version] = change.generation
         if isinstance(place, bytes):
-            self._where[key, version] = place
+            self._where[_of(change)] = place
         elif isinstance(place, int):
             blob = f"v:{escape(key)}/{unique(change.born, change.generation)}"
-            self.place(key, version, blob, 0, place)
+            self.place(_of(change), blob, 0, place)
         elif place.blob:
-            self.place(key, version, place.blob, place.offset, place.length)
+            self.place(_of(change), place.blob, place.offset, place.length)
         if change.origin is None and not isinstance(place, bytes):
             began = change.born if isinstance(place, int) else born(place.blob or "s:0-0")
             if began < index.horizon and (isinstance(place, int) or place.blob[:1] == "p"):
@@ -387,9 +402,23 @@ class Witness:
             return "?"
         return token
 
+    def token(self, change: Set, segment: str) -> str:
+        """Return which value a change sets that is in a segment, whoever has named it."""
+        place = change.place
+        if isinstance(place, int):
+            blob = f"v:{escape(change.key)}/{unique(change.born, change.generation)}"
+            self.place(_of(change), blob, 0, place)
+        elif isinstance(place, Range):
+            self.place(_of(change), place.blob or segment, place.offset, place.length)
+        return self._read(change) or "?"
+
+    def owner(self, made: bytes) -> Any:
+        """Return the operation that drew an id."""
+        return self._owners.get(made)
+
     def _read(self, change: Set) -> str | None:
         """Return the token in the bytes that a change sets, None if they aren't there."""
-        where = self._where.get((change.key, change.version))
+        where = self._where.get(_of(change))
         if isinstance(where, tuple):
             path, offset, length = where
             data = self.store.blob(path)
@@ -417,8 +446,10 @@ class Witness:
         state = self.state
         listed = [(key, state.versions[key]) for key in state.items]
         listed += [version for version, (token, _) in state.past.items() if token]
-        places = {version: self._where.get(version) for version in listed}
-        return {w[0]: f"{k} {n}" for (k, n), w in places.items() if isinstance(w, tuple)}
+        places = [
+            (key, n, self._where.get((key, n, self.generations[key, n]))) for key, n in listed
+        ]
+        return {w[0]: f"{key} {n}" for key, n, w in places if isinstance(w, tuple)}
 
     def check_forgotten(self, key: str, call: Any) -> None:
         """See that no blob has any bytes of what a key was before it was forgotten.
@@ -516,3 +547,7 @@ class Witness:
         if seq > len(self.order):
             return None
         return self.states[self.landed_ids[self.order[seq - 1]]]
+
+
+def _of(change: Set) -> tuple[str, int, bytes]:
+    return change.key, change.version, change.generation

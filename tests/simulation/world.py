@@ -21,6 +21,7 @@ from remotedict.errors import RemoteDictError
 from remotedict.features import files, locks
 from remotedict.pure import codec, plan, records, state
 from remotedict.pure.naming import Layout
+from remotedict.pure.records import HEADER_BYTES
 from remotedict.session import Options
 from simulation import checks
 from simulation.calls import Call
@@ -84,6 +85,8 @@ class World:
         self.keys = {"signing_key": signing}
         keyring = Options.of(self.keys).tuning().keyring
         self.witness = Witness(layout, self.owners, lambda: self.scheduler.now, keyring)
+        self.witness.tick = self.tick
+        self.witness.repairs.expected = any(blow.kind == "damage" for blow in scenario.blows)
         self.store = Store(self.scheduler, layout.index, self.witness)
         self.history: list[Call] = []
         self._ticks = 0
@@ -160,8 +163,11 @@ class World:
         if blow.kind == "rewind":
             self._rewind()
             return
+        if blow.kind == "damage":
+            self._damage(blow)
+            return
         if blow.kind == "retag":
-            if self.witness.index:
+            if self.witness.index and not self.witness.repairs.broken:
                 self.store.copy_index()
                 self.say("", "the index is copied")
             return
@@ -196,6 +202,23 @@ class World:
         self.say("", "the index is brought back by", back)
         del versions[-back:]
         self.store.rewind(versions[-1])
+
+    def _damage(self, blow: Blow) -> None:
+        """Take the index away, or damage its bytes; and let somebody repair it some time later."""
+        whole, rng = self.store.blob(self.store.index), self._rng
+        if self.witness.index is None or self.witness.repairs.begun_anew:
+            return
+        data = None
+        if whole and (how := rng.random()) < 0.5:
+            data = whole[: rng.randrange(len(whole))]
+            if how < 0.25 and len(whole) > HEADER_BYTES:
+                at = rng.randrange(HEADER_BYTES, len(whole))
+                data = whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :]
+        self.say("", "the index is lost" if data is None else f"the index is damaged: {len(data)}")
+        self.store.damage(data)
+        for number in (blow.client, blow.client + 1)[: rng.choice((1, 1, 2))]:
+            client = self.clients[number % len(self.clients)]
+            self.scheduler.at(self.scheduler.now + blow.seconds, partial(client.mend, rng.random()))
 
     # -- the run ----------------------------------------------------------------------------
 
@@ -249,7 +272,7 @@ class World:
     def _look_into_mirrors(self) -> None:
         """See that the mirrors show the end, as far as they are still there."""
         for mirror in self.mirrors:
-            if mirror.is_there() and not self.witness.rewinds:
+            if mirror.is_there() and not self.witness.broke:
                 look = partial(self._look_into, mirror.follower, self.witness.state)
                 self.scheduler.begin(look, mirror.process, None)
         self._pass(2.0)
@@ -270,8 +293,29 @@ class World:
     def _last_look(self) -> None:
         """Read everything, as one who comes later does."""
         process = self.process("Z/1", 0.0, newer=True)
+        repairs = self.witness.repairs
+
+        def repair(d: RemoteDict) -> None:
+            call = Call("Z0.1", "repair", (b"", 0, False), "Z/1", "Z0")
+            getcurrent().op = call
+            call.begun, call.first = self.witness.now, self.tick()
+            call.called = self.scheduler.now
+            try:
+                call.result = d.repair()
+            except RemoteDictError as exc:
+                call.error = exc
+            call.ended, call.last = self.witness.now, self.tick()
+            self.history.append(call)
 
         def look() -> None:
+            if repairs.damages:
+                d = RemoteDict(Place(self, -1), "f", author="Z", **self.keys)
+                self.handles.append(d)
+                repair(d)
+                repair(d)
+                if repairs.broken:
+                    self.scheduler.stop()
+                    return
             call = Call("Z0.0", "copy", (), "Z/1", "Z0")
             call.begun = self.witness.now
             try:
@@ -339,7 +383,7 @@ def tuned(tuning: dict[str, Any], world: World) -> Iterator[None]:
             setattr(module, name, value)
     before.append((records, "FEATURES", records.FEATURES))
     records.FEATURES = _Features()
-    if any(blow.kind == "rewind" for blow in world.scenario.blows):
+    if any(blow.kind in {"rewind", "damage"} for blow in world.scenario.blows):
         before.append((IndexBlob, "_publish", IndexBlob._publish))
         IndexBlob._publish = world.listening(IndexBlob._publish)  # type: ignore[method-assign]
     session = remotedict.session
