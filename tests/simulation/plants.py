@@ -285,8 +285,8 @@ PLANTS = [
         "15",
         (
             "engine.core:Engine._newer",
-            "        if now and _same_bytes(now, entry):\n            raise self._missing(key, entry) from exc",
-            "        raise self._missing(key, entry) from exc",
+            "        if now and now.location(where.key) == where:\n            raise self._missing(where) from exc",
+            "        raise self._missing(where) from exc",
         ),
     ),
     _plant(
@@ -351,15 +351,10 @@ PLANTS = [
         "",
         (
             "engine.values:Values.fetch",
-            "data = self.at_hand(entry)",
-            "data = self.at_hand(entry) or self.cache.get(key.encode())",
+            "data = self.at_hand(where)",
+            "data = self.at_hand(where) or self.cache.get(where.key.encode())",
         ),
-        (
-            "engine.values:Values._load",
-            "for (_, _, _, _, entry), part",
-            "for (_, _, _, key, entry), part",
-        ),
-        ("engine.values:Values._load", "(entry.generation, part)", "(key.encode(), part)"),
+        ("engine.values:Values._load", "(where.generation, part)", "(where.key.encode(), part)"),
     ),
     _plant(
         "a check that was sent before serves a caller who comes later",
