@@ -156,7 +156,7 @@ class Table:
     def entries(self, rows: Array | slice) -> list[Entry]:
         """Return what the keys of some live rows are now."""
         columns = [self.columns[name][rows].tolist() for name in _SINGLE]
-        return self._made(_generations(self.columns["generation"][rows]), *columns)
+        return self._entries(_generations(self.columns["generation"][rows]), *columns)
 
     def locations(self, keys: Sequence[str], start: int) -> Iterator[Location]:
         """Return where the values of neighbouring live rows are; `keys` are their keys."""
@@ -275,8 +275,20 @@ class Table:
 
     def _entry(self, which: str, n: int) -> Entry:
         generations, *views = self._past_values if which else self._values
-        columns: list[Any] = [[view[n]] for view in views]
-        return self._made([bytes(generations[16 * n : 16 * n + 16])], *columns)[0]
+        single: list[int] = [view[n] for view in views]
+        version, stamp, order, born, blob, offset, length, kind, nbytes, metadata, written = single
+        name, shape, dtype = self.lists.kinds[kind]
+        return Entry(
+            version,
+            bytes(generations[16 * n : 16 * n + 16]),
+            born,
+            length if blob == OWN else Range(self._blobs[blob], offset, length),
+            Facts(name, nbytes, shape, dtype),
+            self.lists.texts[metadata],
+            self._stamp(written),
+            self._stamp(stamp),
+            order,
+        )
 
     @cached_property
     def _blobs(self) -> list[str]:
@@ -290,7 +302,7 @@ class Table:
     def _past_values(self) -> list[memoryview]:
         return [self._view(f"past_{name}") for name in ("generation", *_SINGLE)]
 
-    def _made(
+    def _entries(
         self,
         generation: list[bytes],
         version: list[int],
