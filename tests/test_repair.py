@@ -646,6 +646,18 @@ def test_a_dictionary_whose_index_is_lost_is_not_taken_for_an_empty_one(world: W
     assert world.open()["new"] == 1
 
 
+@pytest.mark.parametrize("write", [False, True])
+def test_nor_is_one_that_came_after_the_handle_and_was_lost_since(world: World, write):
+    e = world.open()
+    assert len(e) == 0
+    world.open()["own"] = noise("o")
+    lose(world)
+    world.clock.now += 61  # for that long its look at what there was will do
+    with pytest.raises(errors.CorruptBlobError, match="is gone, though"):
+        e.__setitem__("new", 1) if write else len(e)
+    assert INDEX not in blobs(world)
+
+
 def test_an_index_that_is_made_just_now_is_not_taken_for_lost(world: World):
     e = world.open()
     e._engine.index.known = None

@@ -165,7 +165,9 @@ class Committer:
         deadline = self._runtime.monotonic() + self._backend.timeout
         pause = FIRST_PAUSE
         while True:
-            known = self._index.known or self._index.now()
+            known = self._index.known
+            if known is None or self._index.vague:
+                known = self._index.now()
             if known.index is not None:
                 return known
             if self._runtime.monotonic() >= deadline:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 10
 _CHECKS = 8  # under way at once, of one process
+_LOOK_SECONDS = (
+    60.0  # for so long a look at what else is left of a dictionary without index will do
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ class IndexBlob:
         self._under_way = 0
         self._waiting: Future[Known] | None = None
         self.known: Known | None = None
-        self.checked_at = -float("inf")
+        self.checked_at = self._looked_at = -float("inf")
         self.round_trip = 0.0  # seconds that the last check took
 
     @property
@@ -166,7 +169,7 @@ class IndexBlob:
                     raise self._lost(left) from None
                 # It is written first, and never deleted. So if there is anything else, it is
                 # lost; unless somebody has made it after my request: look once more.
-                if self.known or not (left := self._left()):
+                if (self.known and not self.vague) or not (left := self._left()):
                     return self._absent(base, number)
                 continue
             if got is NOT_MODIFIED:
@@ -185,8 +188,15 @@ class IndexBlob:
         reason = "the index names it, but it isn't there"
         raise CorruptBlobError(str(missing), reason) from missing
 
+    @property
+    def vague(self) -> bool:
+        """Whether there was no index, and long ago not anything else: by now one may have been lost."""
+        known, since = self.known, self._runtime.monotonic() - self._looked_at
+        return known is not None and known.index is None and since > _LOOK_SECONDS
+
     def _left(self) -> str:
         """Return the path of a blob of ours; empty if there is none, or this may not be asked."""
+        self._looked_at = self._runtime.monotonic()
         try:
             paths = (info.name for one in self._layout.prefixes for info in self._backend.list(one))
             return next(filter(self._layout.reference, paths), "")
