@@ -163,14 +163,14 @@ class Committer:
     def create(self) -> Known:
         """Return what is known, having made an empty dictionary if there is none."""
         deadline = self._runtime.monotonic() + self._backend.timeout
-        pause = FIRST_PAUSE
+        pause, refused = FIRST_PAUSE, False
         while True:
             known = self._index.known
             if known is None or self._index.vague:
                 known = self._index.now()
             if known.index is not None:
                 return known
-            if self._runtime.monotonic() >= deadline:
+            if refused and self._runtime.monotonic() >= deadline:
                 msg = "the store kept refusing to make the index blob"
                 raise StoreUnavailableError(msg)
             genesis = plan.genesis(self._runtime.uuid(), self._runtime.uuid())
@@ -179,6 +179,7 @@ class Committer:
                 self._backend.raw.put(self._layout.index, data, if_absent=True)
             except (PreconditionFailed, TransientError) as exc:
                 # Somebody else was quicker, or an earlier attempt of mine may have got through.
+                refused = True
                 log.debug("creating the index: %s", exc)
                 self._runtime.sleep(self._runtime.jitter(pause))
                 pause = min(pause * 2, 2.0)
