@@ -15,7 +15,7 @@ from simulation.plants import PLANTS, RECORDED, planted
 from simulation.scenario import draw
 from simulation.world import simulate
 
-SEEDS = 6_000
+SEEDS = 20_000
 WITHIN = 10_000  # a planted bug must be found in so many
 TESTS = Path(__file__).parent
 SEEDS_OF = json.loads(RECORDED.read_text())
