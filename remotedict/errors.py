@@ -263,6 +263,10 @@ class VersionConflictError(ConflictError):
         super().__init__([key], f"{reason}; nothing was written. Read it anew and decide")
 
 
+OTHER_THREAD = "another thread of this handle"
+_OTHER_THREAD = "its critical section has to end first: wait for that, or wait longer"
+
+
 class ItemLockedError(RemoteDictError, PermissionError):
     """Somebody else holds the lock of a key.
 
@@ -283,7 +287,8 @@ class ItemLockedError(RemoteDictError, PermissionError):
         self.holder = holder
         self.seconds_left = seconds_left
         left = "held until released" if seconds_left is None else f"about {seconds_left:.0f} s left"
-        super().__init__(f"key {item_name!r} is locked by {holder} ({left}){note}; {self._advice}")
+        advice = _OTHER_THREAD if holder == OTHER_THREAD else self._advice
+        super().__init__(f"key {item_name!r} is locked by {holder} ({left}){note}; {advice}")
 
     _advice = (
         "wait for it with lock_item(key, wait=True), or end the holder's lock with "

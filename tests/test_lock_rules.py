@@ -578,6 +578,18 @@ def test_locks_say_who_holds_what_until_when(world, clients):
     assert abs(locks["k"].until.timestamp() - world.clock.now - 30) < 1
 
 
+def test_a_section_is_entered_once_at_a_time(world, clients):
+    a, b = clients
+    section = a.lock("k")
+    with section:
+        with pytest.raises(RuntimeError, match="lock of 'k' is already entered"), section:
+            pass
+        a["k"] = "still mine"
+    with section:
+        a["k"] = "mine again"
+    assert b.locks == {}
+
+
 # Regressions: interleavings that an independent review found.
 
 
@@ -605,6 +617,49 @@ def test_a_thread_may_write_while_another_of_the_same_handle_unlocks(world, clie
         pass
     assert not errors
     assert b["k"] == "from another thread"
+
+
+def test_a_section_does_not_write_while_an_unlock_beneath_it_finds_the_lock_lost(world, clients):
+    """Seed 47824: by another thread; whose unlock, while it goes on, makes the lock seem his."""
+    a, b = clients
+    superseded = threading.Event()
+    told = []
+
+    def supersede(act):
+        b.unlock_item("k", force=True)
+        b["k"] = "newer"
+        superseded.set()
+        time.sleep(0.3)  # the section's write gets in line behind the unlock, or waits for it
+        return act()
+
+    def unlock():
+        try:
+            a.unlock_item("k")
+        except LockLostError as exc:
+            told.append(exc)
+
+    with pytest.raises(LockLostError), a.lock("k"):
+        value = a["k"]
+        world.of(a).at("put", INDEX, supersede)
+        thread = threading.Thread(target=unlock)
+        thread.start()
+        superseded.wait(10)
+        a["k"] = value + " and more"
+    thread.join()
+    assert told
+    assert b["k"] == a["k"] == "newer"
+
+
+def test_a_section_may_write_once_another_thread_has_unlocked_it(world, clients):
+    a, _ = clients
+    with a.lock("k"):
+        thread = threading.Thread(target=a.unlock_item, args=["k"])
+        thread.start()
+        while a.locks:
+            pass
+        a["k"] = "new"
+        thread.join()
+    assert a["k"] == "new"
 
 
 def test_two_threads_of_one_handle_may_lock_the_same_key_at_once(world, clients, monkeypatch):
@@ -1132,7 +1187,7 @@ def test_other_threads_wait_until_a_section_that_was_cut_off_is_unlocked(world, 
     assert_locked(a, b)
     with pytest.raises(ItemLockedError, match="another thread"):
         raise in_a_thread(lambda: a.lock("k", wait=False).__enter__())
-    with pytest.raises(LockTimeoutError, match="another thread"):
+    with pytest.raises(LockTimeoutError, match="another thread .* has to end first"):
         raise in_a_thread(lambda: a.lock("k", timeout=0).__enter__())
     done_elsewhere(posted)
     assert_free(a, b)

@@ -166,6 +166,20 @@ def test_a_whole_dictionary_is_left_alone(world: World):
     assert blobs(world) == before
 
 
+def test_one_answer_that_is_cut_short_is_not_damage(world: World):
+    d = world.open()
+    d["k"] = 1
+
+    def cut(act):
+        got = act()
+        return got._replace(data=got.data[:-10])
+
+    world.of(d).at("get", INDEX, cut)
+    report = d.repair()
+    assert report.whole
+    assert not report.rebuilt
+
+
 def test_of_a_lost_index_all_comes_back_but_what_was_only_in_it(world: World):
     d = full(world.open, history="all")
     for n in range(200):

@@ -37,10 +37,11 @@ class Cache:
     def get_all(self, generations: Sequence[bytes]) -> list[Stored | None]:
         """Return the bytes of each of several generations, or None."""
         with self._lock:
-            found = [self._bytes.get(generation) for generation in generations]
-            for generation, data in zip(generations, found, strict=True):
-                if data is not None:
-                    self._bytes.move_to_end(generation)
+            found = list(map(self._bytes.get, generations))
+            if found.count(None) < len(found):
+                for generation, data in zip(generations, found, strict=True):
+                    if data is not None:
+                        self._bytes.move_to_end(generation)
             return found
 
     def add(self, generation: bytes, data: Stored) -> None:

@@ -124,6 +124,10 @@ class RepairReport:
         return "RepairReport: " + "\n  ".join([head, *lines])
 
 
+def _seen(got: Got | None) -> tuple[str, bytes] | None:
+    return (got.etag, bytes(got.data)) if got else None
+
+
 def _shown(found: Mapping[str, object] | list[str]) -> str:
     listed = (
         [f"{key!r} ({why})" for key, why in found.items()] if isinstance(found, Mapping) else found
@@ -201,9 +205,9 @@ class Repair:
             else:
                 report = RepairReport(dry_run=self._dry_run, commit=index.seq, keys=len(state))
                 return report, index, state
-            now = current(self._engine)
-            if now is None or got is None or now.etag != got.etag:
-                raise PreconditionFailed(self._layout.index)
+        # Not because of one answer that was cut short, nor because it has changed meanwhile.
+        if _seen(current(self._engine)) != _seen(got):
+            raise PreconditionFailed(self._layout.index)
         known = self._engine.index.known
         known_index = known.index if known else None
         if known_index and index and known_index.incarnation != index.incarnation:

@@ -228,21 +228,25 @@ class Values:
         if self._codec.max_bytes is not None:
             for where in wanted:
                 self._codec.check_size(where.key, where.nbytes, where.length)
-        inline = {where.key: where.source for where in wanted if type(where.source) is bytes}
+        found: dict[str, Stored] = {}
+        missing = []
+        hits = 0
         kept = self.cache.get_all([where.generation for where in wanted])
-        hits = {
-            where.key: data
-            for where, data in zip(wanted, kept, strict=True)
-            if data is not None and where.blob
-        }
-        found: dict[str, Stored] = hits | inline
-        self._meter.add(memory_hits=len(hits))
+        for where, data in zip(wanted, kept, strict=True):
+            if type(where.source) is bytes:
+                found[where.key] = where.source
+            elif data is None:
+                missing.append(where)
+            else:
+                found[where.key] = data
+                hits += 1
+        self._meter.add(memory_hits=hits)
         progress(len(found))
 
         def one(span: list[Location]) -> dict[str, Stored]:
             return dict(zip([where.key for where in span], self._load(span), strict=True))
 
-        spans = _spans([where for where in wanted if where.key not in found])
+        spans = _spans(missing)
         small = [span for span in spans if span[0].length <= PIECE_BYTES]
         large = [span for span in spans if span[0].length > PIECE_BYTES]
         for done in chain(self._runtime.map(one, small), map(one, large)):
@@ -275,14 +279,12 @@ class Values:
             data, on_disk = self._blobs.load(path, start, length, use)
             source = "disk_hits" if on_disk else "misses"
             parts = cut(data)
-            self.cache.add_all(
-                (
-                    (where.generation, part)
-                    for where, part in zip(span, parts, strict=True)
-                    if not on_disk or isinstance(part, bytes)  # and not a file that is mapped
-                ),
-                cleared,
+            pairs: Iterable[tuple[bytes, Stored]] = zip(
+                [where.generation for where in span], parts, strict=True
             )
+            if on_disk:  # not a file that is mapped
+                pairs = [pair for pair in pairs if isinstance(pair[1], bytes)]
+            self.cache.add_all(pairs, cleared)
             return data
 
         data = self._blobs.flights.share(path, start, length, load)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from remotedict.engine.runtime import log
 from remotedict.errors import (
+    OTHER_THREAD,
     ItemLockedError,
     LockLostError,
     LockTimeoutError,
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from remotedict.features.locks import Locks
 
 _POLL_SECONDS = 0.5
-_THREAD = "another thread of this handle"
 
 
 class CriticalSection:
@@ -58,6 +58,11 @@ class CriticalSection:
         return ", ".join(map(repr, self._keys))
 
     def __enter__(self) -> None:
+        if self._section.inside:
+            msg = (
+                f"the lock of {self._names} is already entered; call d.lock(...) once for each with"
+            )
+            raise RuntimeError(msg)
         # Not before: a section that was made before a fork belongs to whoever enters it.
         self._locks = self._find_locks()
         section = Section(self._locks.runtime.ident())
@@ -87,10 +92,10 @@ class CriticalSection:
             if others is None:
                 return
             if not self._wait:
-                raise ItemLockedError(key, _THREAD)
+                raise ItemLockedError(key, OTHER_THREAD)
             left = self._left(begun)
             if left == 0:
-                raise LockTimeoutError(key, _THREAD)
+                raise LockTimeoutError(key, OTHER_THREAD)
             with suppress(TimeoutError):
                 others.result(_POLL_SECONDS if left is None else min(left, _POLL_SECONDS))
 

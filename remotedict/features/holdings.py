@@ -37,7 +37,7 @@ class Held:
     unlock, isn't known to stand. Both are for other threads, whose writes may be judged right
     after that commit, and need not find the lock in the state. `until` is when the renewals end,
     by the runtime's monotonic clock; None for never. It is `lost` once it was superseded, and
-    kept for the critical sections in it.
+    kept for the critical sections in it. `unlocked` tells that its unlock has come to an end.
     """
 
     lease: Lease
@@ -47,6 +47,7 @@ class Held:
     renewing: bool = True
     pending: bool = False
     lost: bool = False
+    unlocked: Future[None] | None = None
     asking: int = 0  # renewals that have had no answer yet
 
     def due(self) -> float:
@@ -113,6 +114,11 @@ class Holdings:
         """Return the lock on `key`, if this handle holds it."""
         return self._held.get(key)
 
+    def inside(self, key: str) -> bool:
+        """Tell whether a thread is in a critical section of `key`."""
+        with self._guard:
+            return key in self._sections
+
     def forget(self, key: str) -> None:
         """Hold `key` no more."""
         with self._guard:
@@ -154,7 +160,7 @@ class Holdings:
                         within.ends[key] = end
                 elif held and not held.pending:
                     if end == UNLOCKED:
-                        held.pending = True
+                        self._end(held)
                         unlocked[key] = held
                     else:
                         held.until = end
@@ -259,8 +265,12 @@ class Holdings:
                     raise LockNotHeldError(key)
             held = {key: self._held[key] for key in keys}
             for one in held.values():
-                one.pending = True
+                self._end(one)
         return held
+
+    def _end(self, held: Held) -> None:
+        """Mark a lock as being unlocked."""
+        held.pending, held.unlocked = True, self._runtime.future()
 
     def settled(self, keys: Iterable[str]) -> list[str]:
         """Return those of `keys` that are held and that no other thread is just unlocking."""

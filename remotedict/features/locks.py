@@ -74,6 +74,14 @@ class _Lost(RemoteDictError):  # noqa: N818 - an answer to `Locks.commit`
         self.held = held
 
 
+class _Unsettled(RemoteDictError):  # noqa: N818 - an answer to `Locks.commit`
+    """A commit touches a key that is just being unlocked, and perhaps was lost before."""
+
+    def __init__(self, unlocked: Future[None]) -> None:
+        super().__init__("unsettled")
+        self.unlocked = unlocked
+
+
 class _Moved(RemoteDictError):  # noqa: N818 - an answer to `Locks._try`
     """A lock is no longer what was read before the lease was asked for."""
 
@@ -136,6 +144,8 @@ class Locks:
                         if lease := self._lease_of_dead(lock):
                             leases.append(lease)
                             dead[lock.key] = lock.epoch
+                except _Unsettled as unsettled:
+                    unsettled.unlocked.result()
                 except _Lost as lost:
                     self._held.lose(lost.key, lost.held)
                     raise LockLostError(lost.key) from None
@@ -156,6 +166,10 @@ class Locks:
                 continue
             if held and not held.pending:
                 raise _Lost(key, held)
+            if held and held.unlocked and self._held.inside(key):
+                # By another thread than that of the section: if the lock turns out to be lost,
+                # the section must not write, for it hasn't seen what was written since.
+                raise _Unsettled(held.unlocked)
             if lock and dead.get(key) == lock.epoch:
                 ended.append(Unlock(key, lock.epoch))
             elif lock:
@@ -377,6 +391,8 @@ class Locks:
                     self._held.lose(key, one)
                 else:
                     self._held.forget(key)
+                if one.unlocked:
+                    one.unlocked.set_result(None)
                 self._release(one.lease)
         if lost:
             raise LockLostError(lost[0])

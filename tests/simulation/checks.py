@@ -140,6 +140,8 @@ def _check_call(world: World, witness: Witness, call: Call) -> None:
         return
     if isinstance(error, _UNKNOWN):
         explained = world.rough or witness.upgraded
+        if call.kind == "leave" and error.__cause__:
+            explained = explained or _justified(world, witness, call, error.__cause__)
         if isinstance(error, UnknownOutcomeError) and not explained:
             witness.fail("error", f"{call} doesn't know its outcome: {error}")
         if not spans:
@@ -176,7 +178,8 @@ def _check_time(world: World, call: Call) -> None:
 def _knows(witness: Witness, call: Call) -> bool:
     """Tell whether a call needn't, or may, know the newest format."""
     newer = call.handle[0] in witness.newer
-    return newer or bool(call.stale) or call.kind in {"seen", "mirrored", "close", "leave"}
+    mirror = call.kind == "mirrored" or call.args == ("wait_for",)  # shows what it has
+    return newer or mirror or bool(call.stale) or call.kind in {"seen", "close", "leave"}
 
 
 def _saw_damage(world: World, call: Call) -> bool:
@@ -485,7 +488,8 @@ def behind(world: World, one: Watched) -> bool:
     if not one.is_there() or witness.broke:
         return False
     if not isinstance(one, Watcher):
-        return bool(one.follower.seq != witness.state.seq)
+        outdated = witness.was_upgraded and isinstance(one.follower.error, FormatVersionError)
+        return one.follower.seq != witness.state.seq and not outdated
     return len(_seen(world, one)) < len(_expected(world, one, witness.commits))
 
 
