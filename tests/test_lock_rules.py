@@ -638,15 +638,17 @@ def test_a_section_does_not_write_while_an_unlock_beneath_it_finds_the_lock_lost
         except LockLostError as exc:
             told.append(exc)
 
-    with pytest.raises(LockLostError), a.lock("k"):
-        value = a["k"]
-        world.of(a).at("put", INDEX, supersede)
-        thread = threading.Thread(target=unlock)
-        thread.start()
-        superseded.wait(10)
-        a["k"] = value + " and more"
+    section = entered(a)
+    world.of(a).at("put", INDEX, supersede)
+    thread = threading.Thread(target=unlock)
+    thread.start()
+    superseded.wait(10)
+    with pytest.raises(LockLostError):
+        a["k"] = "what was read, and more"
     thread.join()
     assert told
+    with pytest.raises(LockLostError):
+        leave(section)
     assert b["k"] == a["k"] == "newer"
 
 
@@ -1187,7 +1189,7 @@ def test_other_threads_wait_until_a_section_that_was_cut_off_is_unlocked(world, 
     assert_locked(a, b)
     with pytest.raises(ItemLockedError, match="another thread"):
         raise in_a_thread(lambda: a.lock("k", wait=False).__enter__())
-    with pytest.raises(LockTimeoutError, match="another thread .* has to end first"):
+    with pytest.raises(LockTimeoutError, match="has to end first"):
         raise in_a_thread(lambda: a.lock("k", timeout=0).__enter__())
     done_elsewhere(posted)
     assert_free(a, b)
