@@ -69,7 +69,8 @@ class Versioned(Readable):
     @history_policy.setter
     def history_policy(self, policy: str | int) -> None:
         kept = past.versions_kept(policy)
-        self._engine.swap(lambda index: past.keeping(index, kept))
+        engine = self._engine
+        engine.swap(lambda index: past.keeping(index, kept), ticket=engine.index.ticket())
 
     def history(self, key: str | None = None) -> pd.DataFrame:
         """Return who changed what, when and why, of a key or of all: newest first.

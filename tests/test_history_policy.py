@@ -38,6 +38,14 @@ def test_the_policy_is_that_of_the_dictionary(shop: Shop) -> None:
     assert len(d.history()) == 0
 
 
+def test_a_policy_is_set_whatever_the_handle_knew(shop: Shop) -> None:
+    """Seed 60969: that there is nothing to do, only an index tells that is asked for now."""
+    d, other = shop.open(history="all"), shop.open()
+    other.history_policy = 3
+    d.history_policy = "all"
+    assert other.history_policy == "all"
+
+
 @pytest.mark.parametrize(
     ("policy", "error"),
     [

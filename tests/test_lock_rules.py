@@ -652,6 +652,34 @@ def test_a_section_does_not_write_while_an_unlock_beneath_it_finds_the_lock_lost
     assert b["k"] == a["k"] == "newer"
 
 
+def test_a_lock_that_another_thread_has_lost_meanwhile_is_not_that_of_a_section(world, clients):
+    """Seed 124604: the section waits for its lock while another thread has one, and loses it."""
+    a, b = clients
+
+    def lock_and_lose():
+        a.lock_item("k")
+        b.unlock_item("k", force=True)
+        b["k"] = "theirs"
+        with pytest.raises(LockLostError):
+            a["k"] = "late"
+        lost.append(True)
+
+    def meanwhile(act):
+        thread = threading.Thread(target=lock_and_lose)
+        thread.start()
+        thread.join(30)
+        return act()
+
+    lost = []
+    world.of(a).at("lease", "", meanwhile)
+    with a.lock("k"):
+        assert a["k"] == "theirs"
+        a["k"] = "mine"
+    assert lost
+    assert b["k"] == "mine"
+    assert b.locks == {}
+
+
 def test_a_section_may_write_once_another_thread_has_unlocked_it(world, clients):
     a, _ = clients
     with a.lock("k"):

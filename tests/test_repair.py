@@ -337,6 +337,30 @@ def test_what_came_after_a_gap_is_newer_than_what_is_found_for_it(world: World, 
     assert "k3" not in report.restored
 
 
+def test_an_index_that_came_and_went_while_another_was_made_is_not_passed_over(world: World):
+    """Seed 80748: lost, repaired by somebody else, written to, and lost once more."""
+    slow, quick = world.open(), world.open()
+    for n in range(50):
+        slow[f"k{n}"] = noise(str(n), 300)
+    assert len(quick) == 50
+    lose(world)
+
+    def meanwhile(act):
+        quick.repair()
+        newer = world.open()
+        for n in range(50):
+            newer[f"n{n}"] = noise(str(n), 300)
+        lose(world)
+        return act()
+
+    world.of(slow).at("put", "", meanwhile)
+    slow.repair()
+    seen = world.open()
+    assert {f"k{n}" for n in range(50)} <= {*seen}
+    sealed = [key for key in seen if key.startswith("n")]
+    assert len(sealed) > 10
+
+
 def test_of_writers_who_raced_nobody_loses_what_was_acknowledged(world: World, monkeypatch):
     monkeypatch.setattr("remotedict.pure.plan.INDEX_BYTES", 1100)
     one, other = world.open(), world.open()

@@ -83,7 +83,8 @@ class Swap:
     """A wish of the upkeep: the same state, laid out otherwise. None: no longer possible.
 
     One that moves bytes, or the horizon, goes alone: nobody may be judged on the state that was
-    there before it, and land with it. One that settles moves the tail into a segment.
+    there before it, and land with it. One that settles moves the tail into a segment. That it isn't
+    possible counts only on a state that was asked for after its `ticket` was drawn, if it has one.
 
     Attributes
     ----------
@@ -93,7 +94,10 @@ class Swap:
 
     verdict: Future[Known | None]
 
-    def __init__(self, transform: Transform, *, alone: bool = False, settle: bool = False) -> None:
+    def __init__(
+        self, transform: Transform, *, alone: bool = False, settle: bool = False, ticket: int = -1
+    ) -> None:
+        self.ticket = ticket
         self.transform = transform
         self.alone = alone
         self.settle = settle
@@ -429,7 +433,7 @@ class _Round:
     @property
     def newest_ticket(self) -> int:
         """The ticket that a check must exceed for refusals to be final."""
-        return max((r.ticket for r in self._batch if isinstance(r, Request)), default=-1)
+        return max((one.ticket for one in self._batch), default=-1)
 
     def conclude(self, etag: str = "") -> None:
         """Tell each request what came of it: the round stands."""

@@ -465,14 +465,14 @@ class Engine:
             raise StoreUnavailableError(msg) from exc
 
     def swap(
-        self, transform: Transform, *, alone: bool = False, settle: bool = False
+        self, transform: Transform, *, alone: bool = False, settle: bool = False, ticket: int = -1
     ) -> Known | None:
         """Change the index otherwise than by a commit; return what stands, None if nothing was done.
 
         See `Swap`.
         """
         self.created()
-        swap = Swap(transform, alone=alone, settle=settle)
+        swap = Swap(transform, alone=alone, settle=settle, ticket=ticket)
 
         def made() -> Known | None:
             with self.runtime.still_wanted():

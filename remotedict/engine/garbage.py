@@ -6,6 +6,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from remotedict.backend import NOT_MODIFIED, BlobNotFound
+from remotedict.errors import CorruptBlobError
 from remotedict.pure import codec, naming, records
 from remotedict.pure.references import References
 
@@ -55,11 +56,16 @@ def owner(
     ------
     BlobNotFound
         There is no such blob.
+    CorruptBlobError
+        It is shorter than `size`, or an answer was cut short.
     """
 
     def read(offset: int, length: int) -> bytes:
         got = backend.get(path, range=(offset, length))
         assert got is not NOT_MODIFIED  # noqa: S101 - for the type checker
+        missing = min(length, size - offset) - len(got.data)
+        if missing > 0:
+            raise CorruptBlobError(path, f"{missing} bytes of its beginning are missing")
         return bytes(got.data)
 
     if reference[:1] in ("v", "p"):
@@ -167,4 +173,6 @@ class Garbage:
             found = owner(self._backend, blob.name, reference, blob.size, self._keyring)
         except BlobNotFound:  # somebody else has deleted it
             return True
+        except CorruptBlobError:  # or so it seems this time
+            return False
         return found == self._dictionary

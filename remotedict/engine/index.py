@@ -294,9 +294,9 @@ class IndexBlob:
     ) -> None:
         """Publish a compare-and-swap on `base` that this process has made itself, begun then."""
         with self._lock:
-            self.checked_at = max(self.checked_at, began)
             if self.known is not base and self.known and self.known.etag != base.etag:
                 return  # a check was quicker
+            self.checked_at = max(self.checked_at, began)
             state, settled = base.state, base.settled
             if segment:
                 self._keep_inline(base.index.tail if base.index else [], index)

@@ -174,7 +174,15 @@ def stream(
     length: int,
     window: int = IO_THREADS,
 ) -> Iterator[Buffer]:
-    """Yield a range of a blob in pieces, as they arrive; so many are on their way at once."""
+    """Yield a range of a blob in pieces, as they arrive; so many are on their way at once.
+
+    Raises
+    ------
+    BlobNotFound
+        There is no such blob.
+    CorruptBlobError
+        It is shorter than that, or an answer was cut short.
+    """
     spans = [
         (at, min(PIECE_BYTES, offset + length - at))
         for at in range(offset, offset + length, PIECE_BYTES)
@@ -183,6 +191,8 @@ def stream(
     def one(span: tuple[int, int]) -> Buffer:
         got = backend.get(path, range=span)
         assert got is not NOT_MODIFIED  # noqa: S101 - for the type checker
+        if len(got.data) != span[1]:  # or the next piece would stand in the wrong place
+            raise CorruptBlobError(path, f"it ends {span[1] - len(got.data)} bytes too early")
         return got.data
 
     # As many at once as there are threads: what is read further ahead only takes memory.
@@ -229,7 +239,4 @@ def read_pieces(
             yield part
 
     use(arriving())
-    data = parts[0] if len(parts) == 1 else Pieces(parts)
-    if len(data) != length:
-        raise CorruptBlobError(path, f"it ends {length - len(data)} bytes too early")
-    return data
+    return parts[0] if len(parts) == 1 else Pieces(parts)

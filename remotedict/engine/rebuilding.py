@@ -98,7 +98,7 @@ class Rebuilding:
         self._log: list[SegmentRef] = []
         self._index = plan.genesis(self._survey.dictionary, engine.runtime.uuid())
         self._certain = 0
-        self.unwritten: set[str] = set()
+        self.made: set[str] = set()  # references of blobs
 
     def run(self) -> Rebuilt:
         """Do it."""
@@ -342,9 +342,8 @@ class Rebuilding:
         return f"{kind}:{naming.unique(self._certain, self._uuid())}"
 
     def _put(self, reference: str, data: bytes) -> None:
-        if self._dry_run:
-            self.unwritten.add(reference)
-        else:
+        self.made.add(reference)
+        if not self._dry_run:
             self._engine.backend.put(self._layout.path(reference), data)
 
     def _now(self) -> int:

@@ -153,7 +153,9 @@ class Repair:
        begins again, with this commit.
     3. The reply is lost: while the etag is the old one, the same is put again. Once it has moved,
        the incarnation tells whose it is.
-    4. An upload is under way: its writer knows the old incarnation, and can't commit it. One of
+    4. The index is lost, made anew and lost again meanwhile: what has come since is seen before the
+       swap, and all begins again. (Only if both happens within that one request, it isn't.)
+    5. An upload is under way: its writer knows the old incarnation, and can't commit it. One of
        this handle can: if the index was lost, and its horizon with it, the new one refuses it.
 
     Parameters
@@ -194,17 +196,10 @@ class Repair:
     def _attempt(self) -> tuple[RepairReport, Index | None, State | None]:
         """Do it, unless the index becomes another one meanwhile: PreconditionFailed."""
         got = current(self._engine)
-        index, problem = self._read(got)
-        if index:
-            try:
-                state = self._load(index)
-            except (CorruptBlobError, DictionaryChangedError) as exc:
-                problem = str(exc)
-            except BlobNotFound as exc:
-                problem = f"blob {str(exc)!r} is gone, which the index names"
-            else:
-                report = RepairReport(dry_run=self._dry_run, commit=index.seq, keys=len(state))
-                return report, index, state
+        index, state, problem = self._read(got)
+        if index and state:
+            report = RepairReport(dry_run=self._dry_run, commit=index.seq, keys=len(state))
+            return report, index, state
         # Not because of one answer that was cut short, nor because it has changed meanwhile.
         if _seen(current(self._engine)) != _seen(got):
             raise PreconditionFailed(self._layout.index)
@@ -213,14 +208,7 @@ class Repair:
         if known_index and index and known_index.incarnation != index.incarnation:
             known_index = None
         owner = index or known_index
-        survey = Survey(self._engine, owner.dictionary if owner else None, self._progress)
-        if got and not survey.dictionary:  # all that there was may have been in the index
-            path, keyring = self._layout.index, self._engine.keyring
-            inline = finding.values(got.data, path, keyring)
-            survey.dictionary = next((header.dictionary for _, _, header in inline), b"")
-        if got and not survey.dictionary:
-            reason = f"{problem}; and nothing is left that a new one could be made of"
-            raise CorruptBlobError(self._layout.index, reason)
+        survey = self._survey(owner.dictionary if owner else None, got, problem)
         if not survey.dictionary:
             return RepairReport(dry_run=self._dry_run, damaged=survey.damaged), None, None
         remains = Remains(
@@ -233,7 +221,10 @@ class Repair:
         dry_run = self._dry_run
         rebuilding = Rebuilding(self._engine, self._reader, remains, dry_run=dry_run)
         rebuilt = rebuilding.run()
-        self.unwritten = rebuilding.unwritten
+        if dry_run:
+            self.unwritten = rebuilding.made
+        elif got is None:
+            self._check_unseen({*survey.blobs, *rebuilding.made})
         kept = self._replaced(got, rebuilt)
         policy_lost = rebuilt.index.history is None and not owner
         note = (
@@ -259,17 +250,20 @@ class Repair:
 
     # -- reading ----------------------------------------------------------------------------
 
-    def _read(self, got: Got | None) -> tuple[Index | None, str]:
-        """Return what the index blob says, or else what is wrong with it."""
-        path = self._layout.index
+    def _read(self, got: Got | None) -> tuple[Index | None, State | None, str]:
+        """Return what the index blob says, and what it names; or else what is wrong with that."""
+        path, index = self._layout.index, None
         if got is None:
-            return None, f"blob {path!r} is gone"
+            return None, None, f"blob {path!r} is gone"
         try:
-            return decode(got.data, Index, path, self._engine.keyring)[0], ""
-        except (SignatureError, DecryptionError):
-            raise  # it is whole, and the keys are others
-        except CorruptBlobError as exc:
-            return None, str(exc)
+            index, _ = decode(got.data, Index, path, self._engine.keyring)
+            return index, self._load(index), ""
+        except BlobNotFound as exc:
+            return index, None, f"blob {str(exc)!r} is gone, which the index names"
+        except (CorruptBlobError, DictionaryChangedError) as exc:
+            if index is None and isinstance(exc, SignatureError | DecryptionError):
+                raise  # it is whole, and the keys are others
+            return index, None, str(exc)
 
     def _load(self, index: Index) -> State:
         """Return the state of an index, all that it names being whole."""
@@ -280,7 +274,29 @@ class Repair:
             self._progress(1)
         return state
 
+    def _survey(self, dictionary: bytes | None, got: Got | None, problem: str) -> Survey:
+        """Return what is there; CorruptBlobError if there is nothing but a damaged index."""
+        survey = Survey(self._engine, dictionary, self._progress)
+        if got and not survey.dictionary:  # all that there was may have been in the index
+            path, keyring = self._layout.index, self._engine.keyring
+            inline = finding.values(got.data, path, keyring)
+            survey.dictionary = next((header.dictionary for _, _, header in inline), b"")
+            if not survey.dictionary:
+                reason = f"{problem}; and nothing is left that a new one could be made of"
+                raise CorruptBlobError(path, reason)
+        return survey
+
     # -- writing ----------------------------------------------------------------------------
+
+    def _check_unseen(self, seen: set[str]) -> None:
+        """Raise PreconditionFailed if there are segments or checkpoints that were not there before.
+
+        An index may have been made, used, and lost once more since: it is gone as it was then.
+        """
+        for info in self._backend.list(self._layout.prefixes[0]):
+            reference = self._layout.reference(info.name) or ""
+            if reference[:1] in ("s", "c") and reference not in seen:
+                raise PreconditionFailed(info.name)
 
     def _replaced(self, got: Got | None, rebuilt: Rebuilt) -> str:
         """Put the new index in the place of the damaged one; return where that is kept."""

@@ -199,9 +199,10 @@ class Survey:
         """Return whose a value says that it is."""
         info = self.blobs[reference]
         try:
-            head = stream(self._backend, self._runtime, info.name, 0, codec.START_BYTES)
+            size = min(info.size, codec.START_BYTES)
+            head = stream(self._backend, self._runtime, info.name, 0, size)
             return codec.dictionary_of(b"".join(head)) or b""
-        except BlobNotFound:
+        except (BlobNotFound, CorruptBlobError):
             return b""
 
     # -- values -----------------------------------------------------------------------------

@@ -78,7 +78,11 @@ class CriticalSection:
                 self._exclude_threads(key, section, begun)
             self._section = section
             ends = self._locks.acquire(
-                self._keys, duration=self._duration, wait=self._wait, timeout=self._left(begun)
+                self._keys,
+                duration=self._duration,
+                wait=self._wait,
+                timeout=self._left(begun),
+                section=section,
             )
             self._locks.took(section, ends)
         except BaseException:

@@ -134,6 +134,14 @@ class Holdings:
             section.inside.append(key)
             return None
 
+    def disown(self, section: Section) -> None:
+        """Forget the locks that were lost before a section could acquire its own, for others' sake."""
+        with self._guard:
+            for key in section.inside:
+                held = self._held.get(key)
+                if held and held.lost and self._sections.get(key) == [section]:
+                    del self._held[key]
+
     def took(self, section: Section, ends: Ends) -> None:
         """Know what ends the locks had before the section acquired them."""
         with self._guard:
@@ -198,10 +206,17 @@ class Holdings:
         if key not in self._sections:
             del self._held[key]
 
-    def announce(self, leases: Mapping[str, Lease], until: float | None, epoch: bytes) -> Announced:
+    def announce(
+        self,
+        leases: Mapping[str, Lease],
+        until: float | None,
+        epoch: bytes,
+        extended: Mapping[str, Held],
+    ) -> Announced:
         """Let the other threads know of an epoch that is about to be.
 
-        Raises LeaseLost if a lock that is to be extended has come to its end just now.
+        Raises LeaseLost if just now a lock that is to be extended has come to its end, or was lost;
+        or if another thread has locked or unlocked meanwhile.
         """
         now = self._runtime.monotonic()
         with self._guard:
@@ -210,7 +225,9 @@ class Holdings:
                 raise ClosedError(msg)
             for key, lease in leases.items():
                 held = self._held.get(key)
-                if held and held.lease is lease and not held.renewing:
+                if held is not extended.get(key):
+                    raise LeaseLost
+                if held and (held.lost or (held.lease is lease and not held.renewing)):
                     raise LeaseLost
             if not self._renewing:
                 self._runtime.thread(self._renew, "renewer")

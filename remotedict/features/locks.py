@@ -199,7 +199,13 @@ class Locks:
     # -- locking ----------------------------------------------------------------------------
 
     def acquire(
-        self, keys: Sequence[str], *, duration: float | None, wait: bool, timeout: float | None
+        self,
+        keys: Sequence[str],
+        *,
+        duration: float | None,
+        wait: bool,
+        timeout: float | None,
+        section: Section | None = None,
     ) -> Ends:
         """Lock all of `keys`, or none; return what ends their locks had before.
 
@@ -213,6 +219,8 @@ class Locks:
             Whether to wait for other holders.
         timeout : float or None
             For how many seconds; None for as long as it takes.
+        section : Section, optional
+            The critical section that they are for.
 
         Raises
         ------
@@ -220,7 +228,8 @@ class Locks:
             Somebody else holds one of the keys.
         """
         return self.runtime.call(
-            lambda: self._acquire(sorted(set(keys)), duration, wait, timeout), undo=self._undo
+            lambda: self._acquire(sorted(set(keys)), duration, wait, timeout, section),
+            undo=self._undo,
         )
 
     def _acquire(
@@ -229,11 +238,14 @@ class Locks:
         duration: float | None,
         wait: bool,
         timeout: float | None,
+        section: Section | None,
     ) -> Ends:
         begun = self.runtime.monotonic()
         while True:
             with self.runtime.still_wanted():  # or an interrupt has ended the caller's wait
                 pass
+            if section:
+                self._held.disown(section)
             outcome = self._try(keys, duration)
             if isinstance(outcome, dict):
                 return outcome
@@ -285,8 +297,7 @@ class Locks:
                     return key, read[key]
             ends = {key: held[key].until if key in held else UNLOCKED for key in keys}
             if leases or any(later(until, mine.until) for mine in held.values()):
-                old = {key: mine.lease for key, mine in held.items()}
-                self._commit_locks(read, old | leases, duration)
+                self._commit_locks(read, held, leases, duration)
             leases = {}
         except (_Moved, LeaseLost):
             # Whoever was quicker holds it now, or a lock ended before it was extended: look again.
@@ -299,7 +310,8 @@ class Locks:
     def _commit_locks(
         self,
         read: dict[str, LockEntry | None],
-        leases: dict[str, Lease],
+        extended: dict[str, Held],
+        fresh: dict[str, Lease],
         duration: float | None,
     ) -> None:
         runtime = self.runtime
@@ -307,7 +319,7 @@ class Locks:
         holder = Holder(*runtime.process(), self._engine.tuning.author, end)
         epoch = runtime.uuid()
         until = None if duration is None else runtime.monotonic() + duration
-        extended = {key for key in read if self._held.get(key)}
+        leases = {key: held.lease for key, held in extended.items()} | fresh
 
         def decide(draft: Draft) -> list[Change]:
             changes: list[Change] = []
@@ -320,7 +332,7 @@ class Locks:
                 changes.append(Lock(key, holder))
             return changes
 
-        announced = self._held.announce(leases, until, epoch)
+        announced = self._held.announce(leases, until, epoch, extended)
         try:
             self._engine.commit(decide, commit_id=epoch)
         except BaseException as exc:

@@ -346,8 +346,9 @@ def dictionary_of(
     _, _, kind, flags, _, data_length, _ = _HEADER.unpack(head)
     if flags:
         [cls] = [cls for cls, number in _KINDS.items() if number == kind] or [Log]
+        whole = read(0, size)
         try:
-            record, _ = decode(read(0, size), cls, "", keyring)
+            record, _ = decode(whole, cls, "", keyring)
         except RemoteDictError:
             return None
         return cast("Log", record).dictionary

@@ -472,10 +472,13 @@ class _User:
                 snapshot = self.d.snapshot()
                 call.result = snapshot.seq
         state = witness.by_seq(snapshot.seq)
+        if witness.rewinds and (made := witness.numbers(bytes.fromhex(snapshot.commit))):
+            state = witness.states[made[-1]]  # perhaps of a branch that has gone since
         known = self.d._engine.index.known
         if witness.repairs.damages and (
             witness.repairs.broken
-            or not known
+            or (state and state.seq != snapshot.seq)  # among the commits that a repair has made
+            or not (known and known.index and witness.index)
             or known.index.incarnation != witness.index.incarnation
         ):
             state = None
