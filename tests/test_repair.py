@@ -166,6 +166,16 @@ def test_a_whole_dictionary_is_left_alone(world: World):
     assert blobs(world) == before
 
 
+def test_an_empty_dictionary_is_left_alone(world: World):
+    d = world.open()
+    assert d.repair().whole  # there is none yet
+    d["k"] = 1
+    del d["k"]
+    report = world.open().repair()
+    assert report.whole
+    assert not report.rebuilt
+
+
 def test_one_answer_that_is_cut_short_is_not_damage(world: World):
     d = world.open()
     d["k"] = 1

@@ -197,7 +197,7 @@ class Repair:
         """Do it, unless the index becomes another one meanwhile: PreconditionFailed."""
         got = current(self._engine)
         index, state, problem = self._read(got)
-        if index and state:
+        if index and state is not None:
             report = RepairReport(dry_run=self._dry_run, commit=index.seq, keys=len(state))
             return report, index, state
         # Not because of one answer that was cut short, nor because it has changed meanwhile.
