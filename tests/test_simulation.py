@@ -16,6 +16,10 @@ from simulation.scenario import draw
 from simulation.world import simulate
 
 SEEDS = 20_000
+ONCE = (20940, 24484, 32839, 36769, 47824, 60969, 61423, 62218, 79609, 80748, 92748, 99950)
+ONCE += (102298, 124604, 130567, 149098, 161326)
+"""Later ones in which one wasn't: by a bug of the engine (see the changelog), or of the checks."""
+
 WITHIN = 10_000  # a planted bug must be found in so many
 TESTS = Path(__file__).parent
 SEEDS_OF = json.loads(RECORDED.read_text())
@@ -28,6 +32,11 @@ def test_every_promise_is_kept_whatever_the_seed():
         command, cwd=TESTS, env=_environment(), text=True, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("seed", ONCE)
+def test_every_promise_is_kept_that_once_was_not(seed):
+    assert not simulate(draw(seed)).violations
 
 
 def _environment(**more: str) -> dict[str, str]:
