@@ -247,9 +247,15 @@ class Rebuilding:
         used = {link.blob for link in links if link == self._links.get(link.blob)}
 
         def wanted(reference: str) -> bool:
-            info, born = self._survey.blobs[reference], naming.born(reference)
+            info, link = self._survey.blobs[reference], self._links.get(reference)
+            if link:  # perhaps none of its commits was made; but it may be that one was
+                mine = link.first, link.last
+                overlaps = any(mine[0] <= gap.last and gap.first <= mine[1] for gap in gaps)
+                return overlaps and reference not in used
+            # When a segment was written, its commits were made, or about to be.
+            born = naming.born(reference)
             last = born if reference[0] == "s" else -1
-            return reference not in used and fits(born, last, info.time)
+            return fits(born, last, info.time)
 
         found = [*self._survey.values(wanted), *self._inline()]
         listed = generations(state, {one.header.generation for one in found})

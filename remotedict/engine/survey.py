@@ -48,8 +48,8 @@ _SAMPLE = 64  # values that are asked whose they are, if nothing else tells
 class Found(NamedTuple):
     """A value that says itself whose it is.
 
-    `born` is the commit that its writer knew when it began to upload, or, of what was inline in a
-    segment, `last`: the newest one that may have named it. `last` is -1 if that isn't known.
+    `born` is the commit that its writer knew when it began to upload. `last` is, of what was inline
+    in a segment, the commit that names it, or is likely to; else -1.
     """
 
     born: int
@@ -226,12 +226,19 @@ class Survey:
             data = read_range(self._backend, self._runtime, info.name, 0, info.size)
         except (BlobNotFound, CorruptBlobError):  # deleted, or cut, since it was listed
             return []
-        born, last = naming.born(reference), -1
-        if reference[0] == "s":  # when it was written its commits were made, or about to be
-            last = born
+        born, named = naming.born(reference), reference[0] == "s"
+        if named:
             self.hint(getattr(glean(data, Segment), "commits", ()))
         return [
-            Found(born, last, info.time, reference, at, Range(reference, at, length), head)
+            Found(
+                born,
+                self.hints.get(head.generation, born) if named else -1,
+                info.time,
+                reference,
+                at,
+                Range(reference, at, length),
+                head,
+            )
             for at, length, head in finding.values(data, info.name, self._keyring)
             if self._is_mine(head)
         ]

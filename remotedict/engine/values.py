@@ -279,12 +279,9 @@ class Values:
             data, on_disk = self._blobs.load(path, start, length, use)
             source = "disk_hits" if on_disk else "misses"
             parts = cut(data)
-            pairs: Iterable[tuple[bytes, Stored]] = zip(
-                [where.generation for where in span], parts, strict=True
-            )
-            if on_disk:  # not a file that is mapped
-                pairs = [pair for pair in pairs if isinstance(pair[1], bytes)]
-            self.cache.add_all(pairs, cleared)
+            kept = bytes if on_disk else object  # not a file that is mapped
+            pairs = zip([where.generation for where in span], parts, strict=True)
+            self.cache.add_all([pair for pair in pairs if isinstance(pair[1], kept)], cleared)
             return data
 
         data = self._blobs.flights.share(path, start, length, load)

@@ -11,7 +11,7 @@ old (a fencing token: https://martin.kleppmann.com/2016/02/08/how-to-do-distribu
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from remotedict.backend import BackendError, LeaseHeld, LeaseLost, TransientError
 from remotedict.engine.runtime import log
@@ -403,8 +403,7 @@ class Locks:
                     self._held.lose(key, one)
                 else:
                     self._held.forget(key)
-                if one.unlocked:
-                    one.unlocked.set_result(None)
+                cast("Future[None]", one.unlocked).set_result(None)
                 self._release(one.lease)
         if lost:
             raise LockLostError(lost[0])

@@ -587,9 +587,9 @@ def _check_repair(witness: Witness, call: Call) -> None:
             witness.fail("repair", f"{call} says {said}, but there are {state} {state.items}")
         if not {*report.restored} <= {*state.items}:
             witness.fail("repair", f"{call} says that it restored {report.restored}")
-        lost = mine[0].index
-        if any(first <= lost.settled for first, _ in report.lost_commits):
-            witness.fail("repair", f"{call} lost {report.lost_commits} of {lost.settled}")
+        certain = mine[0].certain
+        if any(first <= certain for first, _ in report.lost_commits):
+            witness.fail("repair", f"{call} lost {report.lost_commits} of {certain}")
     elif mine:
         witness.fail("repair", f"{call} says {report}, but has repaired it")
     elif report.rebuilt:

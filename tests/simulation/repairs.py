@@ -48,6 +48,8 @@ class Damage:
         The call that has repaired it; None if somebody began an empty dictionary.
     tick : int
         When that was, among all calls and returns.
+    certain : int
+        Up to which commit nothing may be lost.
     """
 
     at: int
@@ -57,6 +59,11 @@ class Damage:
     until: int | None = None
     by: Any = None
     tick: int = 0
+    certain: int = 0
+
+
+_REPAIRS = {"lost", "repaired"}
+"""The comments of the commits that a repair makes: these count only if others built on them."""
 
 
 class Spare(NamedTuple):
@@ -83,6 +90,7 @@ class Repairs:
         self.opened: dict[str, int] = {}  # by handle, after which landing it was first used
         self.revived: set[Any] = set()  # calls that were in doubt, or failed, and came back
         self._sealed: dict[bytes, tuple[Commit, str]] = {}  # by id: what is in any segment
+        self._next: dict[bytes, set[bytes]] = {}  # by id: with which ones segments go on after it
 
     @property
     def broken(self) -> Damage | None:
@@ -108,6 +116,9 @@ class Repairs:
         reference = self._witness.layout.reference(path) or ""
         if self.expected and reference.startswith("s:"):
             segment, _ = decode(data, Segment, path, self._witness.keyring)
+            first = segment.commits[0]
+            if first.comment not in _REPAIRS:
+                self._next.setdefault(segment.base, set()).add(first.id)
             for commit in segment.commits:
                 self._sealed.setdefault(commit.id, (commit, reference))
 
@@ -172,6 +183,14 @@ class Repairs:
         if old.checkpoint == self._made and not old.segments:
             # Nobody has built on it but in the index: another one's that came too late is as good.
             certain = self._kept
+        elif newest := old.segments[-1:]:
+            # Of two that raced, and on which nobody has built, nobody can tell which was made.
+            ids = [b"", *(commit.id for commit in witness.commits)]
+            [ref] = newest
+            if ids[ref.last] not in self._next and any(
+                ids[ref.first] in raced and len(raced) > 1 for raced in self._next.values()
+            ):
+                certain = ref.first - 1
         if call.args[0] == old.incarnation:
             certain = max(certain, call.args[1])
         branch, before = witness.commits, lost
@@ -182,6 +201,7 @@ class Repairs:
             common = mine.seq
         common = min(common, max(commits, default=0))
         self._made, self._kept = index.checkpoint, min(common, certain)
+        damage.certain = certain
         if common < certain:
             witness.fail("repair", f"{call} kept {common} commits of {certain}")
         kept = witness.by_seq(common) or before
