@@ -279,9 +279,9 @@ class Values:
             data, on_disk = self._blobs.load(path, start, length, use)
             source = "disk_hits" if on_disk else "misses"
             parts = cut(data)
-            kept = bytes if on_disk else object  # not a file that is mapped
+            kind = bytes if on_disk else object  # not a file that is mapped
             pairs = zip([where.generation for where in span], parts, strict=True)
-            self.cache.add_all([pair for pair in pairs if isinstance(pair[1], kept)], cleared)
+            self.cache.add_all([pair for pair in pairs if isinstance(pair[1], kind)], cleared)
             return data
 
         data = self._blobs.flights.share(path, start, length, load)
