@@ -394,7 +394,7 @@ def decode(
         data, view = _parted(data, memoryview(opened), data_length - outside, path)
     try:
         record = cast("_T", _decoders[cls].decode(view))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise CorruptBlobError(path, f"its record can't be decoded: {exc}") from exc
     if isinstance(record, Index):
         _check_index(record, path)
@@ -429,7 +429,7 @@ def glean(blob: Buffer, cls: type[_T]) -> _T | None:
     data_length = _HEADER.unpack_from(blob)[5]
     try:
         return cast("_T", _decoders[cls].decode(memoryview(blob)[HEADER_BYTES + data_length :]))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 
