@@ -90,7 +90,7 @@ class Repairs:
         self.opened: dict[str, int] = {}  # by handle, after which landing it was first used
         self.revived: set[Any] = set()  # calls that were in doubt, or failed, and came back
         self._sealed: dict[bytes, tuple[Commit, str]] = {}  # by id: what is in any segment
-        self._next: dict[bytes, set[bytes]] = {}  # by id: with which ones segments go on after it
+        self._next: dict[bytes, set[bytes]] = {}  # by id: what comes after it in segments
 
     @property
     def broken(self) -> Damage | None:
@@ -116,9 +116,11 @@ class Repairs:
         reference = self._witness.layout.reference(path) or ""
         if self.expected and reference.startswith("s:"):
             segment, _ = decode(data, Segment, path, self._witness.keyring)
-            first = segment.commits[0]
-            if first.comment not in _REPAIRS:
-                self._next.setdefault(segment.base, set()).add(first.id)
+            before = segment.base
+            for commit in segment.commits:
+                if commit.comment not in _REPAIRS:
+                    self._next.setdefault(before, set()).add(commit.id)
+                before = commit.id
             for commit in segment.commits:
                 self._sealed.setdefault(commit.id, (commit, reference))
 
@@ -187,10 +189,9 @@ class Repairs:
             # Of two that raced, and on which nobody has built, nobody can tell which was made.
             ids = [b"", *(commit.id for commit in witness.commits)]
             [ref] = newest
-            if ids[ref.last] not in self._next and any(
-                ids[ref.first] in raced and len(raced) > 1 for raced in self._next.values()
-            ):
-                certain = ref.first - 1
+            if ids[ref.last] not in self._next:
+                raced = (n for n in range(ref.first, ref.last + 1) if self._raced(ids[n]))
+                certain = next(raced, certain + 1) - 1
         if call.args[0] == old.incarnation:
             certain = max(certain, call.args[1])
         branch, before = witness.commits, lost
@@ -225,6 +226,10 @@ class Repairs:
             witness.landed_ids[commit_id] = witness.now + 1
             self.revived.add(witness.owner(commit_id))
         return new
+
+    def _raced(self, commit_id: bytes) -> bool:
+        """Tell whether there are others in segments in the place of a commit."""
+        return any(commit_id in others and len(others) > 1 for others in self._next.values())
 
     def _commits(self, index: Index) -> dict[int, tuple[Commit, str]]:
         """Return the commits in the log, each with its segment."""
