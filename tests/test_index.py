@@ -12,7 +12,7 @@ from faults import INDEX
 from remotedict import AccessDeniedError, CorruptBlobError, DictionaryChangedError
 from remotedict.backend import BlobNotFound
 from remotedict.engine import index as engine_index
-from remotedict.pure import plan
+from remotedict.pure import plan, state
 from remotedict.pure.records import Index, decode, encode
 
 NOISE = random.Random(0).randbytes(300_000)
@@ -304,6 +304,27 @@ def test_a_branch_that_is_longer_and_has_a_checkpoint_is_another_one(world, a, s
     assert a._engine.index.reader.wanted(known.index, newest) is None
     with pytest.raises(DictionaryChangedError, match="has another commit 2 since"):
         len(a)
+
+
+def test_a_branch_that_was_noticed_stays_another_one_when_nothing_tells_it_any_more(
+    world, a, small, monkeypatch
+):
+    """Seed 246189: the ids of the commits since are no longer listed."""
+    monkeypatch.setattr(state, "RECENT_IDS", 6)
+    old = contents(world)
+    a["k"] = 1
+    restore(world, old)
+    with pytest.raises(DictionaryChangedError, match="went back"):
+        len(a)
+    other = world.open()
+    for n in range(200):
+        other[f"k{n}"] = n
+        other._engine.upkeep.finish()
+    with pytest.raises(DictionaryChangedError, match="went back"):
+        len(a)
+    with pytest.raises(DictionaryChangedError, match="went back"):
+        a["k"] = 2
+    assert len(world.open()) == 201
 
 
 def test_an_etag_is_not_taken_for_what_another_thread_has_learnt_meanwhile(world, a, monkeypatch):

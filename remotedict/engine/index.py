@@ -80,6 +80,7 @@ class IndexBlob:
         self._begun = 0
         self._under_way = 0
         self._waiting: Future[Known] | None = None
+        self._changed = ""  # how it is another dictionary than before: for this handle it stays so
         self.known: Known | None = None
         self.checked_at = self._looked_at = -float("inf")
         self.round_trip = 0.0  # seconds that the last check took
@@ -154,6 +155,8 @@ class IndexBlob:
             self._begun += 1
             number, base = self._begun, self.known
         begun_at = self._runtime.monotonic()
+        if self._changed:
+            raise DictionaryChangedError(self._changed)
         known = self._ask(base, number)
         self.checked_at = max(self.checked_at, begun_at)
         self.round_trip = self._runtime.monotonic() - begun_at
@@ -245,10 +248,12 @@ class IndexBlob:
             raise self._went_back(f"has another commit {new.seq}")
 
     def _went_back(self, what: str) -> DictionaryChangedError:
-        return DictionaryChangedError(
+        # Later on, when there are many more commits, nothing might tell it any more.
+        self._changed = (
             f"dictionary {self._layout.folder!r} {what} since this handle last looked; open a "
             "new handle to accept that"
         )
+        return DictionaryChangedError(self._changed)
 
     def _follow(self, index: Index, etag: str, number: int) -> Known:
         """Publish `index` and its state, unless something newer is known already."""
@@ -314,6 +319,7 @@ class IndexBlob:
         """Go on with what this process has put in the place of another index."""
         self.reader.blobs.turn_to(index)
         with self._lock:
+            self._changed = ""
             self.known = Known(etag, index, state, settled, self._begun)
 
     def _publish(self, known: Known) -> Known:
