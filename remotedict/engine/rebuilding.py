@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 _MEMORY = "~"  # what this process knows itself, where a reference would stand
 
-_UNSEEN = 1024  # more commits than an index can hold: no number is used a second time
+UNSEEN = 1024
+"""More commits than an index can hold: no number is used a second time."""
 
 _FILLED = 4096  # a larger gap is where the log begins
 
@@ -98,7 +99,7 @@ class Rebuilding:
         self._log: list[SegmentRef] = []
         self._index = plan.genesis(self._survey.dictionary, engine.runtime.uuid())
         self._certain = 0
-        self.made: set[str] = set()  # references of blobs
+        self.unwritten: set[str] = set()
 
     def run(self) -> Rebuilt:
         """Do it."""
@@ -108,7 +109,7 @@ class Rebuilding:
         seq = chain.seq
         if self._old is None:  # there may have been more
             seen = [chain.seq, self._survey.seq, self._known.seq if self._known else 0]
-            seq = max(*seen, *(link.last for link in self._survey.links)) + _UNSEEN
+            seq = max(*seen, *(link.last for link in self._survey.links)) + UNSEEN
             steps = [*steps, Gap(chain.seq + 1, seq, self._uuid(), chain.sealed)]
             open_end = [(chain.seq + 1, None)]
         old = self._old or self._known
@@ -348,8 +349,9 @@ class Rebuilding:
         return f"{kind}:{naming.unique(self._certain, self._uuid())}"
 
     def _put(self, reference: str, data: bytes) -> None:
-        self.made.add(reference)
-        if not self._dry_run:
+        if self._dry_run:
+            self.unwritten.add(reference)
+        else:
             self._engine.backend.put(self._layout.path(reference), data)
 
     def _now(self) -> int:

@@ -11,7 +11,7 @@ from remotedict.engine.blobs import Blobs
 from remotedict.engine.cache import Cache
 from remotedict.engine.commits import Commits
 from remotedict.engine.reader import Reader
-from remotedict.engine.rebuilding import Rebuilding, Remains
+from remotedict.engine.rebuilding import UNSEEN, Rebuilding, Remains
 from remotedict.engine.replacing import current, replace_index
 from remotedict.engine.runtime import log
 from remotedict.engine.survey import Survey
@@ -153,8 +153,8 @@ class Repair:
        begins again, with this commit.
     3. The reply is lost: while the etag is the old one, the same is put again. Once it has moved,
        the incarnation tells whose it is.
-    4. The index is lost, made anew and lost again meanwhile: what has come since is seen before the
-       swap, and all begins again. (Only if both happens within that one request, it isn't.)
+    4. The index is lost, made anew, used and lost again meanwhile: what was written on it is seen
+       before the swap, and all begins again. (Only if it comes within that one request, it isn't.)
     5. An upload is under way: its writer knows the old incarnation, and can't commit it. One of
        this handle can: if the index was lost, and its horizon with it, the new one refuses it.
 
@@ -221,10 +221,9 @@ class Repair:
         dry_run = self._dry_run
         rebuilding = Rebuilding(self._engine, self._reader, remains, dry_run=dry_run)
         rebuilt = rebuilding.run()
-        if dry_run:
-            self.unwritten = rebuilding.made
-        elif got is None:
-            self._check_unseen({*survey.blobs, *rebuilding.made})
+        self.unwritten = rebuilding.unwritten
+        if got is None and not dry_run:
+            self._check_unseen(rebuilt.index.seq - UNSEEN // 2)
         kept = self._replaced(got, rebuilt)
         policy_lost = rebuilt.index.history is None and not owner
         note = (
@@ -288,15 +287,17 @@ class Repair:
 
     # -- writing ----------------------------------------------------------------------------
 
-    def _check_unseen(self, seen: set[str]) -> None:
-        """Raise PreconditionFailed if there are segments or checkpoints that were not there before.
+    def _check_unseen(self, seq: int) -> None:
+        """Raise PreconditionFailed if others have written on a new index since.
 
-        An index may have been made, used, and lost once more since: it is gone as it was then.
+        It has come and gone, so that there is none, as before. But what was written on it has
+        names beyond `seq`, which is beyond all commits that can have been made before that.
         """
-        for info in self._backend.list(self._layout.prefixes[0]):
-            reference = self._layout.reference(info.name) or ""
-            if reference[:1] in ("s", "c") and reference not in seen:
-                raise PreconditionFailed(info.name)
+        for prefix in self._layout.prefixes:
+            for info in self._backend.list(prefix):
+                reference = self._layout.reference(info.name)
+                if reference and naming.born(reference) >= seq:
+                    raise PreconditionFailed(info.name)
 
     def _replaced(self, got: Got | None, rebuilt: Rebuilt) -> str:
         """Put the new index in the place of the damaged one; return where that is kept."""

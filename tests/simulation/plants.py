@@ -354,7 +354,11 @@ PLANTS = [
             "data = self.at_hand(where)",
             "data = self.at_hand(where) or self.cache.get(where.key.encode())",
         ),
-        ("engine.values:Values._load", "(where.generation, part)", "(where.key.encode(), part)"),
+        (
+            "engine.values:Values._load",
+            "[where.generation for where in span]",
+            "[where.key.encode() for where in span]",
+        ),
     ),
     _plant(
         "a check that was sent before serves a caller who comes later",
@@ -697,7 +701,7 @@ PLANTS += [
     _plant(
         "a repair uses the numbers of lost commits again",
         "",
-        (_REBUILDING + "run", "+ _UNSEEN", ""),
+        (_REBUILDING + "run", "+ UNSEEN", "+ 1"),
     ),
     _plant(
         "a repair believes what another one has left that came too late",

@@ -171,7 +171,8 @@ class Repairs:
         incarnations = {d.index.incarnation for d in self.damages}
         if index.incarnation in incarnations:
             witness.fail("repair", f"{call} kept an old incarnation")
-        if index.seq <= old.seq:
+        again = old.checkpoint == self._made and not old.segments
+        if index.seq <= old.seq and not again:
             witness.fail("repair", f"{call} went on at {index.seq}, though {old.seq} was used")
         if index.horizon < old.horizon:
             witness.fail("repair", f"{call} took the horizon back")
@@ -182,7 +183,7 @@ class Repairs:
         # Up to there nothing may be lost: what had left the tail, and what the handle knew.
         generations = {key: witness.generations[key, lost.versions[key]] for key in lost.items}
         certain = old.settled
-        if old.checkpoint == self._made and not old.segments:
+        if again:
             # Nobody has built on it but in the index: another one's that came too late is as good.
             certain = self._kept
         elif newest := old.segments[-1:]:

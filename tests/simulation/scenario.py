@@ -301,7 +301,8 @@ REPAIR: tuple[str, str, dict[str, tuple[Any, ...]]] = (
         "threads": (1, 1, 2),
         "steps": (6, 10),
         "pause": (0.0, 0.01, 0.1),
-        "blows": (1, 1, 2),
+        "blows": (1, 2, 2, 3),
+        "slowness": (1, 1, 10),
     },
 )
 """What one seed of fifty is about: an index that is lost or damaged, and repaired."""

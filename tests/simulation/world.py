@@ -216,7 +216,7 @@ class World:
                 data = whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :]
         self.say("", "the index is lost" if data is None else f"the index is damaged: {len(data)}")
         self.store.damage(data)
-        for number in (blow.client, blow.client + 1)[: rng.choice((1, 1, 2))]:
+        for number in (blow.client, blow.client + 1)[: rng.choice((1, 2))]:
             client = self.clients[number % len(self.clients)]
             self.scheduler.at(self.scheduler.now + blow.seconds, partial(client.mend, rng.random()))
 
