@@ -106,11 +106,18 @@ class Network:
     ) -> str:
         store, whole = self._store, b"".join(pieces(data))
         who = self._process.name
-        return self._request(
-            "put",
-            path,
-            lambda: store.put(path, whole, if_match=if_match, if_absent=if_absent, who=who),
-        )
+        made: list[str] = []
+
+        def act() -> str:
+            # What was made, and then lost, would be made again by a request that is delivered
+            # twice: the old index comes back, as from a backup. No protocol could tell.
+            if if_absent and made:
+                raise PreconditionFailed(path)
+            etag = store.put(path, whole, if_match=if_match, if_absent=if_absent, who=who)
+            made.append(etag)
+            return etag
+
+        return self._request("put", path, act)
 
     def delete(self, paths: Iterable[str]) -> None:
         paths, store = sorted(paths), self._store
