@@ -249,9 +249,8 @@ class Rebuilding:
 
         def wanted(reference: str) -> bool:
             info, link = self._survey.blobs[reference], self._links.get(reference)
-            if link:  # perhaps none of its commits was made; but it may be that one was
-                mine = link.first, link.last
-                overlaps = any(mine[0] <= gap.last and gap.first <= mine[1] for gap in gaps)
+            if link:  # perhaps none of its commits was made, perhaps one was
+                overlaps = any(link.first <= gap.last and gap.first <= link.last for gap in gaps)
                 return overlaps and reference not in used
             # When a segment was written, its commits were made, or about to be.
             born = naming.born(reference)

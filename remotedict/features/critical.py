@@ -59,9 +59,7 @@ class CriticalSection:
 
     def __enter__(self) -> None:
         if self._section.inside:
-            msg = (
-                f"the lock of {self._names} is already entered; call d.lock(...) once for each with"
-            )
+            msg = f"the lock of {self._names} is already entered: use a d.lock(...) of its own"
             raise RuntimeError(msg)
         # Not before: a section that was made before a fork belongs to whoever enters it.
         self._locks = self._find_locks()

@@ -135,7 +135,7 @@ class Holdings:
             return None
 
     def disown(self, section: Section) -> None:
-        """Forget the locks that were lost before a section could acquire its own, for others' sake."""
+        """Forget what other threads have locked and lost before a section could acquire its own."""
         with self._guard:
             for key in section.inside:
                 held = self._held.get(key)
