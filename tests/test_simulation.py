@@ -17,7 +17,7 @@ from simulation.world import simulate
 
 SEEDS = 20_000
 ONCE = (20940, 24484, 32839, 36769, 47824, 60969, 61423, 62218, 79609, 80748, 92748, 99950)
-ONCE += (102298, 124604, 130567, 149098, 161326, 171331, 185798, 226498, 246189)
+ONCE += (102298, 124604, 130567, 149098, 161326, 171331, 185798, 226498, 246189, 328497)
 """Later ones in which one wasn't: by a bug of the engine (see the changelog), or of the checks."""
 
 WITHIN = 10_000  # a planted bug must be found in so many
