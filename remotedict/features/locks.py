@@ -274,9 +274,10 @@ class Locks:
         engine = self._engine
         # What this handle holds, from before the state is read: another thread may lock, extend
         # or unlock in between, and that must not look like a loss.
-        # (So what is only about to be locked doesn't count yet.)
-        now = {key: h for key in keys if (h := self._held.get(key)) and not h.pending}
-        before = {key: (held, set(held.epochs)) for key, held in now.items()}
+        # So what is only about to be locked doesn't count yet.
+        before = {
+            key: (h, set(h.epochs)) for key in keys if (h := self._held.get(key)) and not h.pending
+        }
         state = engine.now().state
         read = {key: state.lock(key) for key in keys}
         until = None if duration is None else self.runtime.monotonic() + duration

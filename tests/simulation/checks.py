@@ -345,9 +345,8 @@ def _check_effect(witness: Witness, call: Call, history: list[Call], *, known: b
             witness.fail("effect", f"{call} landed where it must raise {refused}")
             continue
         except Impossible:
-            if (
-                n == call.landed[-1]
-            ):  # and it wasn't done anew, an index from before having come back
+            # Else it was done anew, an index from before having come back.
+            if n == call.landed[-1]:
                 witness.fail("effect", f"{call} landed on {before.items}, which it hadn't seen")
             continue
         if not expected.same(after):

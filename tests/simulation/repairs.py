@@ -121,7 +121,6 @@ class Repairs:
                 if commit.comment not in _REPAIRS:
                     self._next.setdefault(before, set()).add(commit.id)
                 before = commit.id
-            for commit in segment.commits:
                 self._sealed.setdefault(commit.id, (commit, reference))
 
     def damaged(self, data: bytes | None) -> None:
@@ -186,10 +185,10 @@ class Repairs:
         if again:
             # Nobody has built on it but in the index: another one's that came too late is as good.
             certain = self._kept
-        elif newest := old.segments[-1:]:
+        elif old.segments:
             # Of two that raced, and on which nobody has built, nobody can tell which was made.
             ids = [b"", *(commit.id for commit in witness.commits)]
-            [ref] = newest
+            ref = old.segments[-1]
             if ids[ref.last] not in self._next:
                 raced = (n for n in range(ref.first, ref.last + 1) if self._raced(ids[n]))
                 certain = next(raced, certain + 1) - 1
