@@ -140,8 +140,9 @@ def iterated(where: Path, repeats: int) -> list[Figure]:
         count = len(d)
 
         def items() -> None:
-            for _ in d.items():
-                pass
+            with LocalDictionary(where) as fresh:  # whose values are in packs, not in its memory
+                for _ in fresh.items():
+                    pass
 
         known = d._engine.known().state  # noqa: SLF001
         some = [key(n) for n in range(0, count, max(count // 20_000, 1))]

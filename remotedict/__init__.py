@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from remotedict.azure import AzureDictionary
 from remotedict.dictionary import RemoteDict
 from remotedict.engine.copying import CopyReport
 from remotedict.engine.repair import RepairReport
@@ -69,6 +70,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AccessDeniedError",
+    "AzureDictionary",
     "ClosedError",
     "ConflictError",
     "ContainerUnavailableError",

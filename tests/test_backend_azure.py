@@ -201,7 +201,7 @@ def test_a_name_that_no_container_can_have_is_refused(azurite, name):
 
 
 def test_a_container_that_is_missing_altogether_is_asked_for(azurite):
-    with pytest.raises(InvalidNameError, match="container"):
+    with pytest.raises(InvalidNameError, match="the name of the container is missing"):
         AzureDictionary(azurite.connection_string)
 
 

@@ -5,12 +5,19 @@ from __future__ import annotations
 import random
 
 import pytest
+from msgspec.structs import replace
 
 from faults import lose_reply, lose_request
-from remotedict import ItemLockedError, KeyNotFoundError, SnapshotExpiredError
+from remotedict import (
+    FormatVersionError,
+    ItemLockedError,
+    KeyNotFoundError,
+    SnapshotExpiredError,
+)
 from remotedict.backend import TransientError
 from remotedict.engine import upkeep
-from remotedict.pure import plan, state
+from remotedict.engine.relayout import Relayout
+from remotedict.pure import plan, records, state
 
 SECRET = "Zaphod-Beeblebrox"
 KEY = "patient/4711"
@@ -247,6 +254,28 @@ def test_events_keep_their_places(world):
     for n, event in enumerate(events[:2]):
         later = [e.key for e in d.watch(since=event, timeout=0)]
         assert later == ["b", "c", "a"][n:]
+
+
+def test_what_a_newer_version_has_asked_for_meanwhile_stays_asked_for(world, monkeypatch):
+    """Else older versions would take the index for one that they understand."""
+    monkeypatch.setattr(records, "FEATURES", frozenset({"newer"}))
+    d, other = world.open(), world.open()
+    d.update({KEY: SECRET, "x": 1})
+    laid_out = Relayout._laid_out
+
+    def asked(*args):
+        new = laid_out(*args)
+        other._engine.swap(
+            lambda index: None if index.features else replace(index, features=["newer"])
+        )
+        return new
+
+    monkeypatch.setattr(Relayout, "_laid_out", asked)
+    d.forget(KEY)
+    assert other.copy() == {"x": 1}
+    monkeypatch.setattr(records, "FEATURES", frozenset())
+    with pytest.raises(FormatVersionError):
+        world.open().copy()
 
 
 def test_a_mirror_follows_what_was_moved(world):

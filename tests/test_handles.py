@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import faulthandler
 import io
 import logging
 import multiprocessing
@@ -165,6 +166,7 @@ def in_child(act: Callable[[], Any]) -> None:
         child = os.fork()
     if not child:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        faulthandler.register(signal.SIGALRM, file=writable, all_threads=True, chain=True)
         signal.alarm(HANG // 2)
         try:
             act()

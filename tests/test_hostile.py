@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import tracemalloc
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import lz4.block
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from remotedict import LocalDictionary, MemoryDictionary, errors
 from remotedict.backend import NOT_MODIFIED
@@ -187,6 +189,55 @@ def test_a_value_holds_what_the_index_says(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert codec.unpack(blob, len(blob), **MINE, path="p")[1] == [bytes(100 * MIB)]
+
+
+FAR, LONG = records.COUNT_MAX - 616, 1 << 60
+PLACES = {
+    "long": lambda place: replace(place, length=LONG),
+    "far": lambda place: replace(place, offset=FAR),
+    "far and long": lambda place: replace(place, offset=FAR, length=FAR),
+}
+LOOKS: dict[str, Callable[[RemoteDict], Any]] = {
+    "one": lambda d: d["k2"],
+    "several": lambda d: d[["k1", "k2"]],
+    "all": lambda d: list(d.items()),
+    "backwards": lambda d: list(reversed(d.items())),
+    "as a file": lambda d: d.open("k2").read(),
+}
+
+
+@pytest.mark.parametrize("settled", [False, True])
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_a_place_that_no_blob_has_is_an_error_at_once(
+    shop: Shop, place: Any, settled: bool
+) -> None:
+    """However large it is said to be: only what is there takes memory, and time."""
+    d = shop.open(inline_bytes=1)
+    d.update({f"k{n}": b"%d" % n * 1000 for n in range(5)})
+    backend, path = d._engine.backend.raw, d._engine.layout.index
+    index, _ = records.decode(backend.get(path).data, records.Index, path)
+
+    def claimed(change: Any) -> Any:
+        return replace(change, place=place(change.place)) if change.key == "k2" else change
+
+    [commit] = index.tail
+    forged = replace(commit, changes=[claimed(change) for change in commit.changes])
+    got = backend.get(path)
+    backend.put(path, records.encode(replace(index, tail=[forged]), ()), if_match=got.etag)
+    for look in LOOKS.values():
+        reader = shop.open()
+        if settled:  # in columns
+            known = reader._engine.now()
+            reader._engine.index.known = dataclasses.replace(known, state=known.state.rebased())
+        tracemalloc.start()
+        with pytest.raises((errors.CorruptBlobError, errors.MissingValueError)):
+            look(reader)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 8 * MIB
+    assert shop.open()["k1"] == b"1" * 1000
+    [finding] = shop.open().verify().findings
+    assert "k2" in finding.keys
 
 
 def test_metadata_of_another_form_are_an_error(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from faults import INDEX, after, lose_reply, lose_request
+from faults import INDEX, lose_reply, lose_request
 from remotedict import (
     ClosedError,
     ItemLockedError,
@@ -251,7 +251,7 @@ def test_a_takeover_survives_a_lost_answer(world, clients, lose):
     assert epoch(other) is None
 
 
-# Rule 10: several locks are taken in sorted order; the writers' queue has a finite lease.
+# Rule 10: several locks are taken in sorted order. (Of the writers' queue: test_turns.py.)
 
 
 def test_several_locks_are_taken_in_sorted_order_whatever_order_they_are_named_in(world, clients):
@@ -270,26 +270,6 @@ def test_of_several_locks_all_are_taken_or_none(world, clients):
     assert caught.value.item_name == "b"
     assert list(b.locks) == ["b"]
     b.lock_item(["a", "c"], wait=False)  # a's leases on them are given back
-
-
-def test_the_writers_queue_has_a_finite_lease_and_a_dead_waiter_stops_nobody(world, clients):
-    a, b = clients
-    world.store.lease(a._engine.layout.commit_queue, 15, lease_id="a waiter that is dead")
-    for n in range(6):
-        world.of(a).at("put", INDEX, after(lambda n=n: b.__setitem__("k", n)))
-    a["mine"] = 1
-    queued = world.of(a).sent("lease", ".commit")
-    assert queued
-    assert all(0 < call.args["seconds"] <= 60 for call in queued)
-    assert b["mine"] == 1
-
-
-def test_a_writer_that_loses_several_times_lines_up(world, clients):
-    a, b = clients
-    for n in range(5):
-        world.of(a).at("put", INDEX, after(lambda n=n: b.__setitem__("k", n)))
-    a["mine"] = 1
-    assert len(world.of(a).sent("lease", ".commit")) == 1
 
 
 # Around the rules.
@@ -564,6 +544,54 @@ def test_renewals_without_an_answer_do_not_pile_up(world, monkeypatch):
     eventually(lambda: not held.asking)
     world.clock.now += 6
     eventually(lambda: holdings.wake() or len(begun) > 3)
+
+
+def test_a_lock_that_is_found_to_be_lost_while_it_is_unlocked_can_be_unlocked_by_another_thread(
+    world, clients
+):
+    # A section is about to unlock; meanwhile a write of another thread finds that the lock was lost,
+    # and a third thread unlocks, too. Each has to come to its end, and to tell those who wait.
+    holder, other = clients
+    holdings, held_up, go, told = (
+        holder._parts.locks._held,
+        threading.Event(),
+        threading.Event(),
+        [],
+    )
+
+    def leave_late(act):
+        held_up.set()
+        assert go.wait(30)
+        return act()
+
+    def section():
+        with pytest.raises(LockLostError), holder.lock("k"):  # noqa: PT012 - its end raises
+            lease_runs_out(world)
+            other["k"] = "taken"
+            world.of(holder).at("put", INDEX, leave_late)
+        told.append("section")
+
+    def unlock():
+        with pytest.raises(LockLostError):
+            holder.unlock_item("k")
+        told.append("unlock")
+
+    threads = [threading.Thread(target=section), threading.Thread(target=unlock)]
+    threads[0].start()
+    assert held_up.wait(30)
+    held = holdings.get("k")
+    endings = [held.unlocked]
+    holdings.lose("k", held)
+    threads[1].start()
+    eventually(lambda: held.unlocked is not endings[0])
+    endings.append(held.unlocked)
+    go.set()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(told) == ["section", "unlock"]
+    assert all(ending.done() for ending in endings)
+    holder["k"] = "on"
+    assert other["k"] == "on"
 
 
 def test_locks_say_who_holds_what_until_when(world, clients):
@@ -1190,7 +1218,8 @@ def others_may_enter(client, key="k"):
 
     def enter():
         with client.lock(key):
-            done.set()
+            pass
+        done.set()
 
     threading.Thread(target=enter, daemon=True).start()
     return done.wait(30)
@@ -1424,6 +1453,15 @@ class Interrupt:
         while not self.over.wait(0.1):  # one that comes just before the wait doesn't end it
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
+    def before(self, act):
+        """Return what strikes, and then acts."""
+
+        def acts(*args):
+            self.strike()
+            return act(*args)
+
+        return acts
+
     def after(self, act):
         """Return what acts, and then strikes."""
 
@@ -1447,7 +1485,7 @@ class Interrupt:
         signal.signal(signal.SIGINT, self._handler)
 
 
-@pytest.mark.parametrize("after", ["lease", "_acquire", "took", "leave"])
+@pytest.mark.parametrize("after", ["lease", "_acquire", "took", "__exit__", "leave"])
 def test_a_section_that_is_interrupted_at_its_beginning_or_end_ends_all_the_same(
     world, clients, monkeypatch, after
 ):
@@ -1455,6 +1493,8 @@ def test_a_section_that_is_interrupted_at_its_beginning_or_end_ends_all_the_same
     interrupt, locks = Interrupt(), a._parts.locks
     if after == "lease":
         world.of(a).at("lease", "", interrupt.after(lambda act: act()))
+    elif after == "__exit__":
+        monkeypatch.setattr(locks, "leave", interrupt.before(locks.leave))
     else:
         monkeypatch.setattr(locks, after, interrupt.after(getattr(locks, after)))
     with interrupt, pytest.raises(KeyboardInterrupt) as raised, a.lock("k", "m"):
@@ -1473,6 +1513,33 @@ def test_a_lock_that_is_acquired_for_nobody_is_unlocked(world, clients, monkeypa
     with interrupt, pytest.raises(KeyboardInterrupt):
         a.lock_item("k", duration=-1)
     eventually(lambda: b.locks == {})
+    assert_free(a, b)
+
+
+@pytest.mark.parametrize(("before", "stays"), [("_release_all", True), ("_unlock", False)])
+def test_an_unlock_that_is_interrupted_is_not_begun_or_done(
+    world, clients, monkeypatch, before, stays
+):
+    a, b = clients
+    locks, interrupt = a._parts.locks, Interrupt()
+    a.lock_item(["k", "m"], duration=-1)
+    ended = threading.Event()
+    act = getattr(locks, before)
+
+    def acted(*args):
+        try:
+            act(*args)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(locks, before, interrupt.before(acted))
+    with interrupt, pytest.raises(KeyboardInterrupt):
+        a.unlock_item(["k", "m"])
+    assert ended.wait(10)
+    assert {key: info.mine for key, info in a.locks.items()} == dict.fromkeys("km" * stays, True)
+    if stays:
+        monkeypatch.undo()
+        a.unlock_item(["k", "m"])
     assert_free(a, b)
 
 

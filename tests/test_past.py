@@ -445,6 +445,18 @@ def test_a_column_that_can_not_be_is_refused(name, number):
         forged(name, change)
 
 
+@pytest.mark.parametrize("name", [n for n in SCHEMA if SCHEMA[n] == "<u8" and n != "key_end"])
+@pytest.mark.parametrize("number", [records.COUNT_MAX + 1, (1 << 64) - 1])
+def test_a_number_that_can_not_be_added_to_another_is_refused(name, number):
+    def change(column):
+        column = column.astype("<u8")
+        column[-1] = number
+        return column
+
+    with pytest.raises(CorruptBlobError, match=f"{name} has a number that is too large"):
+        forged(name, change)
+
+
 @pytest.mark.parametrize("name", ["hash", "stamp_seq"])
 def test_a_column_that_is_searched_must_be_sorted(name):
     with pytest.raises(CorruptBlobError, match=f"{name} (isn't in order|doesn't ascend)"):

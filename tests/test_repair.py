@@ -584,6 +584,23 @@ def test_a_dry_run_takes_nothing_for_lost_that_it_would_write(world: World):
     assert d["inline"] == 1
 
 
+def test_a_dry_run_does_not_take_what_is_just_begun_for_lost(world: World):
+    e = world.open()
+    assert not e
+
+    def created(act: Callable[[], Any]) -> Any:
+        try:
+            return act()
+        finally:
+            world.open(inline_bytes=0)["k"] = noise("k")
+
+    world.of(e).at("get", INDEX, lambda act: act())
+    world.of(e).at("get", INDEX, created)  # it looks twice before it believes that it is gone
+    report = e.repair(dry_run=True)
+    assert not report.rebuilt
+    assert (report.commit, report.keys) == (1, 1)
+
+
 def test_a_commit_that_is_made_meanwhile_is_not_lost(world: World, monkeypatch):
     monkeypatch.setattr("remotedict.pure.plan.CHECKPOINT_MIN", 30_000)
     d = full(world.open)

@@ -18,6 +18,8 @@ from simulation.world import simulate
 SEEDS = 20_000
 ONCE = (20940, 24484, 32839, 36769, 47824, 60969, 61423, 62218, 79609, 80748, 92748, 99950)
 ONCE += (102298, 124604, 130567, 149098, 161326, 171331, 185798, 226498, 246189, 328497)
+ONCE += (371887, 391346, 473298, 481022, 554976, 650531, 667598, 684334)
+ONCE += (766562, 766853, 795682, 831998, 981918)
 """Later ones in which one wasn't: by a bug of the engine (see the changelog), or of the checks."""
 
 WITHIN = 10_000  # a planted bug must be found in so many

@@ -131,6 +131,14 @@ def test_neighbours_in_a_pack_are_read_by_one_request(world, monkeypatch):
         assert len(paths(world.of(b))) == requests
 
 
+def test_a_file_of_the_disk_cache_that_is_mapped_is_not_in_memory_as_well(world, tmp_path):
+    world.open()["k"] = noise(2_000_000)
+    for kept in (True, False):  # the second one finds it on disk
+        reader = world.open(cache_dir=tmp_path)
+        assert len(reader["k"]) == 2_000_000
+        assert bool(reader._engine.values.cache._bytes) is kept
+
+
 def test_what_is_at_hand_is_not_asked_for(world):
     a = world.open()
     data = {

@@ -122,11 +122,11 @@ class LocalBackend:
                 return NOT_MODIFIED if etag == if_none_match else Got(data, etag)
             offset, length = range
             with _open(self._file(path), "rb") as file:
+                left = os.fstat(file.fileno()).st_size - offset
+                if left <= 0:
+                    raise BlobNotFound(path)
                 file.seek(offset)
-                data = file.read(length)
-            if not data:
-                raise BlobNotFound(path)
-            return Got(data, "")
+                return Got(file.read(min(length, left)), "")
 
     def put(
         self, path: str, data: Data, *, if_match: str | None = None, if_absent: bool = False

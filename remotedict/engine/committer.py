@@ -127,6 +127,7 @@ class Committer:
         self._runtime = runtime
         self._keyring = index.reader.keyring
         self._on_commit = on_commit
+        self._turn = Turn(backend, runtime, layout.commit_queue)
         self._lock = threading.RLock()
         self._queue: list[Request | Swap] = []
         self._working = False
@@ -220,8 +221,9 @@ class Committer:
 
     def _settle(self, batch: list[Request | Swap]) -> None:
         """Give every request of `batch` its verdict; those that come meanwhile may join."""
-        turn = Turn(self._backend, self._runtime, self._layout.commit_queue)
+        turn = self._turn
         try:
+            turn.begin()
             while batch:
                 known = self.create() if turn.losses else self._newest()
                 round_ = _Round(known, batch, self._now(), self._runtime.uuid, self._keyring)
@@ -234,7 +236,7 @@ class Committer:
                     self._index.since(round_.newest_ticket)
                     continue
                 began = self._runtime.monotonic()
-                etag = self._swap(round_, turn)
+                etag = self._swap(round_)
                 if etag is not None and round_.moves:
                     # It has to be read again, as by everybody else.
                     try:
@@ -288,7 +290,7 @@ class Committer:
 
     # -- the compare-and-swap ---------------------------------------------------------------
 
-    def _swap(self, round_: _Round, turn: Turn) -> str | None:
+    def _swap(self, round_: _Round) -> str | None:
         """Put the new index; return its etag, or None if another writer was quicker.
 
         A reply may be lost, and a request may arrive late. So whatever goes wrong, look: while
@@ -310,7 +312,7 @@ class Committer:
             except PreconditionFailed as exc:
                 refused = exc
                 # First the pause, then the look: so the next attempt begins with what is new.
-                turn.lost(self._runtime.monotonic() - sent)
+                self._turn.lost(self._runtime.monotonic() - sent)
             except TransientError as exc:
                 doubt = exc
                 log.debug("a commit got no answer: %s", exc)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from remotedict.backend import BlobNotFound
@@ -29,6 +28,7 @@ from remotedict.errors import (
     ValueTooLargeError,
 )
 from remotedict.pure.coding import Codec
+from remotedict.pure.location import Locations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,8 +40,9 @@ if TYPE_CHECKING:
     from remotedict.engine.stats import Meter
     from remotedict.engine.values import Progress
     from remotedict.pure.codec import Encoded, Unpacked
-    from remotedict.pure.entry import Entry, Location
+    from remotedict.pure.entry import Entry
     from remotedict.pure.keyring import Keyring
+    from remotedict.pure.location import Location
     from remotedict.pure.naming import Layout
     from remotedict.pure.pieces import Stored
     from remotedict.pure.records import Commit, Set
@@ -194,7 +195,7 @@ class Engine:
         raise self._missing(where)
 
     def _now_with(
-        self, keys: Sequence[str], fetch: Callable[[list[Location], Known], dict[str, _T]]
+        self, keys: Sequence[str], fetch: Callable[[list[Location], Known], list[_T]]
     ) -> tuple[Known, Mapping[bytes, _T]]:
         """Return the state now, and what was fetched meanwhile, by generation.
 
@@ -224,7 +225,7 @@ class Engine:
         except (BlobNotFound, CorruptBlobError, ValueTooLargeError):
             # Of one that isn't current; or it comes again.
             return known, {}
-        return known, {where.generation: raw[where.key] for where in guesses}
+        return known, {where.generation: got for where, got in zip(guesses, raw, strict=True)}
 
     def read_many(
         self,
@@ -250,7 +251,7 @@ class Engine:
             self.check_open()
             now, at_hand = self.runtime.call(lambda: self._now_with(keys, self._fetch_all))
         for _ in range(_ATTEMPTS):
-            wanted = [entry.location(key) for key, entry in entries(now.state, keys)]
+            wanted = Locations.of(entry.location(key) for key, entry in entries(now.state, keys))
             try:
                 raw = self._at_hand(wanted, at_hand or {}, progress)
             except _Gone as gone:
@@ -265,22 +266,26 @@ class Engine:
         raise self._missing(wanted[0])
 
     def _at_hand(
-        self, wanted: Sequence[Location], at_hand: Mapping[bytes, Stored], progress: Progress
-    ) -> dict[str, Stored]:
-        """Return the bytes of values by key, fetching those that aren't at hand."""
-        raw = {w.key: at_hand[w.generation] for w in wanted if w.generation in at_hand}
-        if missing := [where for where in wanted if where.key not in raw]:
-            raw |= self.runtime.call(partial(self._find_many, missing, progress))
-        return raw
+        self, wanted: Locations, at_hand: Mapping[bytes, Stored], progress: Progress
+    ) -> list[Stored]:
+        """Return the bytes of values, fetching those that aren't at hand."""
+        raw = [at_hand.get(generation) for generation in wanted.generations]
+        if rows := [row for row, data in enumerate(raw) if data is None]:
+            find = partial(self._find_many, wanted.taken(rows), progress)
+            for row, data in zip(rows, self.runtime.call(find), strict=True):
+                raw[row] = data
+        return cast("list[Stored]", raw)
 
-    def fetch_many(self, wanted: Sequence[Location]) -> dict[str, Stored]:
-        """Return the bytes of values by key; those gone, or too large, are left out."""
-        wanted = list(wanted)
+    def fetch_many(self, wanted: Sequence[Location]) -> dict[bytes, Stored]:
+        """Return the bytes of values by generation; those gone, or too large, are left out."""
         while wanted:
+            some = Locations.of(wanted)
             try:
-                return self.runtime.call(partial(self._find_many, wanted, lambda _: None))
+                found = self.runtime.call(partial(self._find_many, some, lambda _: None))
             except (_Gone, ValueTooLargeError) as exc:
                 wanted = [where for where in wanted if where.key != exc.key]
+            else:
+                return dict(zip(some.generations, found, strict=True))
         return {}
 
     def read_entry(self, key: str, entry: Entry, known: Known) -> Any:
@@ -291,7 +296,7 @@ class Engine:
             raise SnapshotExpiredError(key) from None
         return self.codec.read(unpacked, key)
 
-    def stream(self, wanted: Iterator[Location], known: Known) -> Iterator[tuple[str, Any]]:
+    def stream(self, wanted: Iterator[Locations], known: Known) -> Iterator[tuple[str, Any]]:
         """Yield keys with their values as of `known`, fetched ahead within a window."""
         windows = _windows(wanted)
         ahead = self._begin(windows)
@@ -305,9 +310,7 @@ class Engine:
             assert known.index is not None  # noqa: S101 - it has entries
             yield from self.values.decode_all(window, raw, known.index.dictionary)
 
-    def _begin(
-        self, windows: Iterator[list[Location]]
-    ) -> tuple[list[Location], Future[dict[str, Stored]]] | None:
+    def _begin(self, windows: Iterator[Locations]) -> tuple[Locations, Future[list[Stored]]] | None:
         """Begin to fetch the next window."""
         window = next(windows, None)
         if window is None:
@@ -315,18 +318,18 @@ class Engine:
         fetch = partial(self._find_many, window, lambda _: None)
         return window, self.runtime.call(lambda: self.runtime.spawn(fetch))
 
-    def _find_many(self, wanted: Sequence[Location], progress: Progress) -> dict[str, Stored]:
+    def _find_many(self, wanted: Locations, progress: Progress) -> list[Stored]:
         try:
             return self.values.fetch_many(wanted, progress)
         except BlobNotFound as exc:
             where = self._whose(wanted, str(exc))
             raise _Gone(where.key, self._newer(where, exc)) from exc
 
-    def _fetch_all(self, wanted: list[Location], _: Known) -> dict[str, Stored]:
-        return self.values.fetch_many(wanted, lambda _: None)
+    def _fetch_all(self, wanted: list[Location], _: Known) -> list[Stored]:
+        return self.values.fetch_many(Locations.of(wanted), lambda _: None)
 
-    def _read_one(self, wanted: list[Location], known: Known) -> dict[str, Unpacked]:
-        return {where.key: self._read(where, known) for where in wanted}
+    def _read_one(self, wanted: list[Location], known: Known) -> list[Unpacked]:
+        return [self._read(where, known) for where in wanted]
 
     def _read(self, where: Location, known: Known) -> Unpacked:
         assert known.index is not None  # noqa: S101 - it has an entry
@@ -515,25 +518,36 @@ def entries(state: State, keys: Sequence[str]) -> list[tuple[str, Entry]]:
     return cast("list[tuple[str, Entry]]", found)
 
 
-def _windows(wanted: Iterator[Location]) -> Iterator[list[Location]]:
+def _windows(blocks: Iterator[Locations]) -> Iterator[Locations]:
     """Yield what to fetch at once: little at first, so that the first value is there soon."""
-    count = min(_WINDOW_REQUESTS, _WINDOW_ITEMS)
-    while window := list(islice(wanted, count)):
-        requests = len({where.source for where in window})
-        if requests > _WINDOW_REQUESTS or sum(where.length for where in window) > _WINDOW_BYTES:
-            yield from _limited(window)
-        else:
-            yield window
-        count = min(2 * count, _WINDOW_ITEMS)
+    least = min(_WINDOW_REQUESTS, _WINDOW_ITEMS)
+    some: list[Locations] = []
+    for block in blocks:
+        some.append(block)
+        if sum(map(len, some)) >= least:
+            yield from _limited(Locations.joined(some))
+            some = []
+            least = min(2 * least, _WINDOW_ITEMS)
+    if some:
+        yield from _limited(Locations.joined(some))
 
 
-def _limited(window: list[Location]) -> Iterator[list[Location]]:
-    """Yield parts of a window that aren't too large, in bytes and in blobs."""
-    start, size, blobs = 0, 0, set[str | bytes]()
-    for at, where in enumerate(window):
-        size += where.length
-        blobs.add(where.source)
-        if at > start and (size > _WINDOW_BYTES or len(blobs) > _WINDOW_REQUESTS):
-            yield window[start:at]
-            start, size, blobs = at, where.length, {where.source}
-    yield window[start:]
+def _limited(block: Locations) -> Iterator[Locations]:
+    """Yield it, in parts if it is too large: in values, in bytes or in blobs."""
+    if (
+        len(block) <= _WINDOW_ITEMS
+        and len(set(block.sources)) <= _WINDOW_REQUESTS
+        and sum(block.lengths) <= _WINDOW_BYTES
+    ):
+        yield block
+        return
+    start, size, sources = 0, 0, set[str | bytes]()
+    for at, (source, length) in enumerate(zip(block.sources, block.lengths, strict=True)):
+        size += length
+        sources.add(source)
+        if at > start and (
+            at - start == _WINDOW_ITEMS or size > _WINDOW_BYTES or len(sources) > _WINDOW_REQUESTS
+        ):
+            yield block[start:at]
+            start, size, sources = at, length, {source}
+    yield block[start:]

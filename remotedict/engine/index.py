@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from remotedict.backend import NOT_MODIFIED, BlobNotFound
 from remotedict.engine.runtime import log
@@ -54,6 +54,14 @@ class Known:
         if number <= self.checked:
             return self
         return Known(self.etag, self.index, self.state, self.settled, number)
+
+
+class _Look(NamedTuple):
+    """One request for the index: its number, what was known when it was sent, and when that was."""
+
+    number: int
+    base: Known | None
+    began: float
 
 
 class IndexBlob:
@@ -153,17 +161,15 @@ class IndexBlob:
     def _check(self) -> Known:
         with self._lock:
             self._begun += 1
-            number, base = self._begun, self.known
-        begun_at = self._runtime.monotonic()
+            look = _Look(self._begun, self.known, self._runtime.monotonic())
         if self._changed:
             raise DictionaryChangedError(self._changed)
-        known = self._ask(base, number)
-        self.checked_at = max(self.checked_at, begun_at)
-        self.round_trip = self._runtime.monotonic() - begun_at
+        known = self._ask(look)
+        self.round_trip = self._runtime.monotonic() - look.began
         return known
 
-    def _ask(self, base: Known | None, number: int) -> Known:
-        path, left = self._layout.index, ""
+    def _ask(self, look: _Look) -> Known:
+        path, base, left = self._layout.index, look.base, ""
         for _ in range(_ATTEMPTS):
             try:
                 got = self._backend.get(path, if_none_match=base.etag or None if base else None)
@@ -173,16 +179,15 @@ class IndexBlob:
                 # It is written first, and never deleted. So if there is anything else, it is
                 # lost; unless somebody has made it after my request: look once more.
                 if (self.known and not self.vague) or not (left := self._left()):
-                    return self._absent(base, number)
+                    return self._absent(look)
                 continue
             if got is NOT_MODIFIED:
-                return self._confirm(number)
+                return self._confirm(look)
             index, _data = decode(got.data, Index, path, self.reader.keyring)
-            if base and base.index:
-                self._check_identity(base, base.index, index)
+            self._check_identity(base, index)
             self.reader.blobs.turn_to(index)
             try:
-                return self._follow(index, got.etag, number)
+                return self._follow(index, got.etag, look)
             except BlobNotFound as exc:
                 # A segment was merged away, or a checkpoint replaced, and deleted since: the
                 # index has moved on as well.
@@ -215,8 +220,8 @@ class IndexBlob:
         )
         return CorruptBlobError(self._layout.index, reason)
 
-    def _absent(self, base: Known | None, number: int) -> Known:
-        if base and base.index:
+    def _absent(self, look: _Look) -> Known:
+        if look.base and look.base.index:
             msg = (
                 f"the index blob {self._layout.index!r} is gone: the dictionary was deleted, or its "
                 "index was lost. Open a new handle to begin an empty one, when nothing of it is left; "
@@ -225,19 +230,25 @@ class IndexBlob:
             raise DictionaryChangedError(msg)
         with self._lock:
             if self.known is None:
-                self.known = Known("", None, State.empty(), State.empty(), number)
-        return self._confirm(number)
+                self.known = Known("", None, State.empty(), State.empty(), look.number)
+            overtaken = self.known.index is not None
+        return self._confirm(look, overtaken=overtaken)
 
-    def _confirm(self, number: int) -> Known:
+    def _confirm(self, look: _Look, *, overtaken: bool = False) -> Known:
         # What is known may be newer than what was asked about, never older.
         with self._lock:
+            if not overtaken:
+                self.checked_at = max(self.checked_at, look.began)
             assert self.known is not None  # noqa: S101 - for the type checker
-            self.known = self.known.checked_by(number)
+            self.known = self.known.checked_by(look.number)
             return self.known
 
-    def _check_identity(self, base: Known, old: Index, new: Index) -> None:
+    def _check_identity(self, base: Known | None, new: Index) -> None:
         # Against what was known when the request was sent: a slow answer may well be older than
         # what another thread has learnt meanwhile.
+        old = base.index if base else None
+        if base is None or old is None:
+            return
         if new.dictionary != old.dictionary:
             raise self._went_back("was deleted and made anew")
         if new.incarnation != old.incarnation:
@@ -255,16 +266,23 @@ class IndexBlob:
         )
         return DictionaryChangedError(self._changed)
 
-    def _follow(self, index: Index, etag: str, number: int) -> Known:
+    def _follow(self, index: Index, etag: str, look: _Look) -> Known:
         """Publish `index` and its state, unless something newer is known already."""
         segments: dict[str, Segment] = {}
+        unknown = look.base is None or look.base.index is None  # so its identity was not checked
         while True:
             known = self.known
             old = known.index if known else None
-            if known and old and old.revision >= index.revision:
-                if old.revision == index.revision and known.etag != etag:
+            if unknown and old and old.dictionary != index.dictionary:
+                raise self._went_back("was deleted and made anew")
+            if known and old and old.revision > index.revision:
+                # For all that can be known a commit of mine was carried out between. If not, the
+                # index went back, which the next request will tell: nothing may lean on this one.
+                return self._confirm(look, overtaken=True)
+            if known and old and old.revision == index.revision:
+                if known.etag != etag:
                     self._take_etag(known, old, index, etag)
-                return self._confirm(number)
+                return self._confirm(look)
             wanted = self.reader.wanted(old, index) if old else None
             if known and old and wanted is not None:
                 self.reader.segments(wanted, index, segments)
@@ -278,7 +296,7 @@ class IndexBlob:
                 if known and old and wanted is not None:
                     self._keep_inline(old.tail, index)
                     loaded = self.reader.advance(known.state, known.settled, old, index, segments)
-                return self._publish(Known(etag, index, *loaded, number))
+                return self._publish(Known(etag, index, *loaded, look.number), look.began)
 
     def _take_etag(self, known: Known, old: Index, index: Index, etag: str) -> None:
         """Go on under another etag of the same index: somebody has copied it, or set its tier."""
@@ -301,7 +319,6 @@ class IndexBlob:
         with self._lock:
             if self.known is not base and self.known and self.known.etag != base.etag:
                 return  # a check was quicker
-            self.checked_at = max(self.checked_at, began)
             state, settled = base.state, base.settled
             if segment:
                 self._keep_inline(base.index.tail if base.index else [], index)
@@ -313,7 +330,7 @@ class IndexBlob:
                 state = state.apply(commit)
                 if segment and commit.seq == index.settled:
                     settled = state
-            self._publish(Known(etag, index, state, settled, base.checked))
+            self._publish(Known(etag, index, state, settled, base.checked), began)
 
     def accept(self, index: Index, etag: str, state: State, settled: State) -> None:
         """Go on with what this process has put in the place of another index."""
@@ -322,13 +339,14 @@ class IndexBlob:
             self._changed = ""
             self.known = Known(etag, index, state, settled, self._begun)
 
-    def _publish(self, known: Known) -> Known:
-        """Make `known` what is known; the lock is held."""
+    def _publish(self, known: Known, began: float) -> Known:
+        """Make `known` what is known, by a request begun then; the lock is held."""
         if known.state.due_for_rebase():
             known = replace(known, state=known.state.rebased())
         if self.known:
             known = known.checked_by(self.known.checked)
         self.known = known
+        self.checked_at = max(self.checked_at, began)
         return known
 
     def _keep_inline(self, tail: Iterable[Commit], index: Index) -> None:

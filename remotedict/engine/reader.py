@@ -183,10 +183,9 @@ def stream(
     CorruptBlobError
         It is shorter than that, or an answer was cut short.
     """
-    spans = [
-        (at, min(PIECE_BYTES, offset + length - at))
-        for at in range(offset, offset + length, PIECE_BYTES)
-    ]
+    end = offset + length
+    # None of them is made before its turn: a hostile length must cost no memory.
+    spans = ((at, min(PIECE_BYTES, end - at)) for at in range(offset, end, PIECE_BYTES))
 
     def one(span: tuple[int, int]) -> Buffer:
         got = backend.get(path, range=span)
@@ -196,7 +195,7 @@ def stream(
         return got.data
 
     # As many at once as there are threads: what is read further ahead only takes memory.
-    return iter((partial(runtime.map, window=window) if len(spans) > 1 else map)(one, spans))
+    return iter((partial(runtime.map, window=window) if length > PIECE_BYTES else map)(one, spans))
 
 
 def read_range(backend: Patient, runtime: Runtime, path: str, offset: int, length: int) -> Buffer:

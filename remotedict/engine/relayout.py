@@ -169,11 +169,14 @@ class Relayout:
         ):
             return None
         return replace(
-            new,
-            seq=now.seq,
+            now,  # what else is in it may have changed as well: its features, say
             horizon=max(new.horizon, now.horizon),
             horizon_seq=now.seq if self._raises else now.horizon_seq,
-            history=now.history,
+            moved=new.moved,
+            base=new.base,
+            checkpoint=new.checkpoint,
+            log=new.log,
+            segments=new.segments,
             tail=later,
         )
 

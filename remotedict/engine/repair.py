@@ -306,6 +306,8 @@ class Repair:
             unique = naming.unique(index.seq, self._engine.runtime.uuid())
             kept = self._layout.aside(unique)
         if self._dry_run:
+            if _seen(current(self._engine)) != _seen(got):
+                raise PreconditionFailed(self._layout.index)  # as the swap would
             return kept
         if got:
             self._backend.put(kept, got.data)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import chain
-from typing import TYPE_CHECKING, Any, cast
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
 
 from remotedict.backend import PIECE_BYTES
 from remotedict.engine.reader import take_all
 from remotedict.errors import CorruptBlobError
 from remotedict.pure import codec, naming
+from remotedict.pure.location import Location, Locations
 from remotedict.pure.records import Range, Set
 
 if TYPE_CHECKING:
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
     from remotedict.engine.stats import Meter
     from remotedict.pure.codec import Encoded, Unpacked
     from remotedict.pure.coding import Codec
-    from remotedict.pure.entry import Location
     from remotedict.pure.keyring import Keyring
     from remotedict.pure.naming import Layout
     from remotedict.pure.pieces import Stored
@@ -39,6 +41,21 @@ PACK_BYTES = 16 * 1024 * 1024
 """How large a pack may get."""
 
 _GAP_BYTES = 64 * 1024  # two ranges of one pack that are closer than this are read as one
+
+
+class _Span(NamedTuple):
+    """Neighbours in a blob, which one request reads.
+
+    `rows` says which of those wanted they are. Seen from `offset`, they have the bytes from
+    `starts` to `ends`.
+    """
+
+    rows: list[int]
+    blob: str
+    offset: int
+    starts: list[int]
+    ends: list[int]
+    generations: list[bytes]
 
 
 class Values:
@@ -210,7 +227,9 @@ class Values:
         if data is not None:
             self._meter.add(memory_hits=where.blob is not None)
             return data
-        return self._load([where], use)[0]
+        blob = cast("str", where.blob)
+        span = _Span([0], blob, where.offset, [0], [where.length], [where.generation])
+        return self._load(span, use)[0]
 
     def read(self, where: Location, dictionary: bytes) -> Unpacked:
         """Return a value, unpacked; a large one is unpacked while it arrives. See `fetch`."""
@@ -223,90 +242,79 @@ class Values:
         data = self.fetch(where, use)
         return unpacked or self._unpack(where, data, len(data), dictionary)
 
-    def fetch_many(self, wanted: Sequence[Location], progress: Progress) -> dict[str, Stored]:
-        """Return the bytes of many values by key; neighbours in one blob are read as one."""
+    def fetch_many(self, wanted: Locations, progress: Progress) -> list[Stored]:
+        """Return the bytes of many values, in their order; neighbours in a blob are read as one."""
         if self._codec.max_bytes is not None:
             for where in wanted:
                 self._codec.check_size(where.key, where.nbytes, where.length)
-        found: dict[str, Stored] = {}
-        missing = []
-        hits = 0
-        kept = self.cache.get_all([where.generation for where in wanted])
-        for where, data in zip(wanted, kept, strict=True):
-            if type(where.source) is bytes:
-                found[where.key] = where.source
-            elif data is None:
-                missing.append(where)
-            else:
-                found[where.key] = data
-                hits += 1
-        self._meter.add(memory_hits=hits)
-        progress(len(found))
-
-        def one(span: list[Location]) -> dict[str, Stored]:
-            return dict(zip([where.key for where in span], self._load(span), strict=True))
-
-        spans = _spans(missing)
-        small = [span for span in spans if span[0].length <= PIECE_BYTES]
-        large = [span for span in spans if span[0].length > PIECE_BYTES]
-        for done in chain(self._runtime.map(one, small), map(one, large)):
-            found |= done
-            progress(len(done))
-        return found
+        found = self.cache.get_all(wanted.generations)
+        self._meter.add(memory_hits=len(found) - found.count(None))
+        if bytes in set(map(type, wanted.sources)):
+            both = zip(wanted.sources, found, strict=True)
+            found = [source if isinstance(source, bytes) else data for source, data in both]
+        missing = [row for row, data in enumerate(found) if data is None]
+        progress(len(found) - len(missing))
+        spans = _spans(wanted, missing)
+        small = [span for span in spans if span.ends[0] <= PIECE_BYTES]
+        large = [span for span in spans if span.ends[0] > PIECE_BYTES]
+        # What is itself read in parallel pieces must not wait in a thread for leaf work.
+        one = self._load
+        parts = chain(self._runtime.map(one, small), map(one, large))
+        for span, datas in zip(chain(small, large), parts, strict=True):
+            for row, data in zip(span.rows, datas, strict=True):
+                found[row] = data
+            progress(len(datas))
+        return cast("list[Stored]", found)
 
     def _load(
-        self, span: list[Location], use: Callable[[Iterator[Buffer]], object] = take_all
+        self, span: _Span, use: Callable[[Iterator[Buffer]], object] = take_all
     ) -> list[Stored]:
         """Return the bytes of neighbours in a blob; who wants them meanwhile shares them."""
-        start = span[0].offset
-        length = max([where.offset + where.length for where in span]) - start
-        path, source = self._path(span[0]), "memory_hits"
+        alone, length = len(span.rows) == 1, max(span.ends)
+        path, source = self._path(span.blob), "memory_hits"
         parts: list[Stored] = []
 
         def cut(data: Stored) -> list[Stored]:
-            if len(span) == 1:
+            if alone:
                 return [data]
             whole = data if type(data) is bytes else bytes(data)
-            return [
-                whole[at : at + where.length] for where in span for at in [where.offset - start]
-            ]
+            return list(map(whole.__getitem__, map(slice, span.starts, span.ends)))
 
         def load() -> Stored:
             nonlocal source, parts
-            if len(span) == 1 and (kept := self.cache.get(span[0].generation)) is not None:
+            if alone and (kept := self.cache.get(span.generations[0])) is not None:
                 return kept  # by one who has just loaded it
             cleared = self.cache.cleared
-            data, on_disk = self._blobs.load(path, start, length, use)
+            data, on_disk = self._blobs.load(path, span.offset, length, use)
             source = "disk_hits" if on_disk else "misses"
             parts = cut(data)
-            kind = bytes if on_disk else object  # not a file that is mapped
-            pairs = zip([where.generation for where in span], parts, strict=True)
-            self.cache.add_all([pair for pair in pairs if isinstance(pair[1], kind)], cleared)
+            if not on_disk or isinstance(parts[0], bytes):  # not a file that is mapped
+                self.cache.add_all(zip(span.generations, parts, strict=True), cleared)
             return data
 
-        data = self._blobs.flights.share(path, start, length, load)
-        self._meter.add(**{source: len(span)})
+        data = self._blobs.flights.share(path, span.offset, length, load)
+        self._meter.add(**{source: len(span.rows)})
         return parts or cut(data)
 
     def decode(self, where: Location, data: Stored, dictionary: bytes) -> Any:
         """Return the object. Runs code that the value brings along."""
-        return next(self.decode_all([where], {where.key: data}, dictionary))[1]
+        return next(self.decode_all(Locations.of([where]), [data], dictionary))[1]
 
     def decode_all(
-        self, wanted: Iterable[Location], found: dict[str, Stored], dictionary: bytes
+        self, wanted: Locations, found: list[Stored], dictionary: bytes
     ) -> Iterator[tuple[str, Any]]:
         """Yield keys and objects, and take their bytes out of what was found."""
         read, intact = self._codec.read, self._intact
-        for where in wanted:
-            key = where.key
-            data = found.pop(key)
-            unpacked = type(data) is bytes and intact(
-                data, dictionary, where.generation, where.nbytes
-            )
-            yield key, read(unpacked or self._unpack(where, data, len(data), dictionary), key)
+        found.reverse()
+        for n, (key, generation, nbytes) in enumerate(
+            zip(wanted.keys, wanted.generations, wanted.sizes, strict=True)
+        ):
+            data = found.pop()
+            unpacked = type(data) is bytes and intact(data, dictionary, generation, nbytes)
+            yield key, read(unpacked or self._unpack(wanted[n], data, len(data), dictionary), key)
 
-    def _path(self, where: Location) -> str:
-        return self._layout.path(where.blob) if where.blob else self._layout.index
+    def _path(self, blob: str | None) -> str:
+        return self._layout.path(blob) if blob else self._layout.index
 
     def _unpack(
         self,
@@ -315,7 +323,7 @@ class Values:
         length: int,
         dictionary: bytes,
     ) -> Unpacked:
-        path = self._path(where)
+        path = self._path(where.blob)
         try:
             with self._blobs.trusted(path):
                 return codec.unpack(
@@ -333,17 +341,26 @@ class Values:
             raise
 
 
-def _spans(wanted: list[Location]) -> list[list[Location]]:
-    """Return neighbours together: each list is read by one request."""
-    wanted.sort()  # by blob and offset
-    spans: list[list[Location]] = []
-    first, blob, start, end = 0, None, 0, 0
-    for n, where in enumerate(wanted):
-        at = where.offset
-        stop = at + where.length
-        if where.source != blob or at - end > _GAP_BYTES or stop - start > PIECE_BYTES:
-            spans.append(wanted[first:n])
-            first, blob, start, end = n, where.source, at, stop
-        else:
-            end = max(end, stop)
-    return [*spans[1:], wanted[first:]] if wanted else []
+def _spans(wanted: Locations, rows: list[int]) -> list[_Span]:
+    """Return what reads some of those wanted, which must be in blobs."""
+    blobs = [cast("str", wanted.sources[row]) for row in rows]
+    numbers = {blob: number for number, blob in enumerate(dict.fromkeys(blobs))}
+    of = np.array([numbers[blob] for blob in blobs], int)
+    starts = np.array([wanted.offsets[row] for row in rows], np.int64)
+    ends = starts + np.array([wanted.lengths[row] for row in rows], np.int64)
+    order = np.lexsort((starts, of))
+    of, starts, ends = of[order], starts[order], ends[order]
+    apart = (of[1:] != of[:-1]) | (starts[1:] - ends[:-1] > _GAP_BYTES)
+    spans = []
+    for first, last in pairwise([0, *(np.flatnonzero(apart) + 1).tolist(), len(rows)]):
+        begin = first
+        while begin < last:
+            offset = int(starts[begin])
+            fitting = int(ends[begin:last].searchsorted(offset + PIECE_BYTES, "right"))
+            piece = slice(begin, begin + max(fitting, 1))
+            some = [rows[n] for n in order[piece].tolist()]
+            generations = [wanted.generations[row] for row in some]
+            begins, stops = ((edges[piece] - offset).tolist() for edges in (starts, ends))
+            spans.append(_Span(some, blobs[order[begin]], offset, begins, stops, generations))
+            begin = piece.stop
+    return spans

@@ -73,6 +73,9 @@ class Section:
     ends: Ends = field(default_factory=dict)
 
 
+Ending = dict[str, tuple[Held, "Future[None]"]]
+"""By key, a lock that is being unlocked, and what is to tell that this has come to an end."""
+
 Announced = dict[str, tuple[Held, "Lease", bool]]
 """By key, a lock that is about to have a new epoch, its lease, and whether it was held before."""
 
@@ -119,10 +122,11 @@ class Holdings:
         with self._guard:
             return key in self._sections
 
-    def forget(self, key: str) -> None:
-        """Hold `key` no more."""
+    def forget(self, key: str, held: Held) -> None:
+        """Hold a lock on `key` no more; one that was taken since stays."""
         with self._guard:
-            self._held.pop(key, None)
+            if self._held.get(key) is held:
+                del self._held[key]
 
     def enter(self, key: str, section: Section) -> Future[None] | None:
         """Let a section of `key` begin; or return what tells that no other thread is in one."""
@@ -151,7 +155,7 @@ class Holdings:
                 for key, end in ends.items()
             }
 
-    def leave(self, section: Section) -> dict[str, Held]:
+    def leave(self, section: Section) -> Ending:
         """Give the locks the ends that they had before a section; return those to be unlocked.
 
         These are marked so. If another section was entered after this one, and hasn't ended yet,
@@ -168,8 +172,7 @@ class Holdings:
                         within.ends[key] = end
                 elif held and not held.pending:
                     if end == UNLOCKED:
-                        self._end(held)
-                        unlocked[key] = held
+                        unlocked[key] = self._end(held)
                     else:
                         held.until = end
                         self.wake()
@@ -274,20 +277,22 @@ class Holdings:
                 msg = "the handle was closed while it locked"
                 raise ClosedError(msg)
 
-    def give_up(self, keys: Sequence[str]) -> dict[str, Held]:
+    def give_up(self, keys: Sequence[str]) -> Ending:
         """Mark `keys` as being unlocked, and return them; raise LockNotHeldError otherwise."""
         with self._guard:
             for key in keys:
                 if key not in self._held or self._held[key].pending:
                     raise LockNotHeldError(key)
-            held = {key: self._held[key] for key in keys}
-            for one in held.values():
-                self._end(one)
-        return held
+            return {key: self._end(self._held[key]) for key in keys}
 
-    def _end(self, held: Held) -> None:
-        """Mark a lock as being unlocked."""
+    def _end(self, held: Held) -> tuple[Held, Future[None]]:
+        """Mark a lock as being unlocked.
+
+        One that is found to be lost meanwhile is marked again if another thread unlocks it, too:
+        so each has a future of its own to conclude.
+        """
         held.pending, held.unlocked = True, self._runtime.future()
+        return held, held.unlocked
 
     def settled(self, keys: Iterable[str]) -> list[str]:
         """Return those of `keys` that are held and that no other thread is just unlocking."""

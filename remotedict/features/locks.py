@@ -11,7 +11,7 @@ old (a fencing token: https://martin.kleppmann.com/2016/02/08/how-to-do-distribu
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 from remotedict.backend import BackendError, LeaseHeld, LeaseLost, TransientError
 from remotedict.engine.runtime import log
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from remotedict.backend import Lease
     from remotedict.engine.core import Engine
-    from remotedict.features.holdings import Ends, Section
+    from remotedict.features.holdings import Ending, Ends, Section
     from remotedict.pure.draft import Draft
     from remotedict.pure.records import Commit
 
@@ -378,16 +378,18 @@ class Locks:
         self.runtime.call(lambda: self._release_all(list(dict.fromkeys(keys))))
 
     def _release_all(self, keys: list[str]) -> None:
-        self._unlock(self._held.give_up(keys))
+        with self.runtime.still_wanted():  # or an interrupt leaves them locked
+            ending = self._held.give_up(keys)
+        self._unlock(ending)
 
-    def _unlock(self, held: dict[str, Held]) -> None:
-        """Unlock what is marked as being unlocked."""
+    def _unlock(self, ending: Ending) -> None:
+        """Unlock what is marked as being unlocked, also if an interrupt ends the wait for that."""
         lost: list[str] = []
 
         def decide(draft: Draft) -> list[Change]:
             lost.clear()
             changes: list[Change] = []
-            for key, one in held.items():
+            for key, (one, _) in ending.items():
                 lock = draft.lock(key)
                 if lock and lock.epoch in one.epochs:
                     changes.append(Unlock(key, lock.epoch))
@@ -399,14 +401,15 @@ class Locks:
         # and this orderly unlock would look like a loss. If it fails, the locks are given up all
         # the same: one whose lease is free is ended by whoever meets it.
         try:
-            self._engine.commit(decide)
+            # In a thread that nobody can abandon.
+            self.runtime.spawn(lambda: self._engine.commit(decide)).result()
         finally:
-            for key, one in held.items():
+            for key, (one, ended) in ending.items():
                 if key in lost:
                     self._held.lose(key, one)
                 else:
-                    self._held.forget(key)
-                cast("Future[None]", one.unlocked).set_result(None)
+                    self._held.forget(key, one)
+                ended.set_result(None)
                 self._release(one.lease)
         if lost:
             raise LockLostError(lost[0])
@@ -433,7 +436,7 @@ class Locks:
             log.warning("forced the lock of %s on key %r", _who(lock.holder), key)
             held = self._held.get(key)
             if held and lock.epoch in held.epochs:
-                self._held.forget(key)
+                self._held.forget(key, held)
 
     def orphan(self) -> None:
         """Hold nothing: this is a forked child, and the locks are its parent's."""
@@ -460,8 +463,8 @@ class Locks:
     def leave(self, section: Section) -> None:
         """End a section: its locks become what they were before, and other threads may enter."""
         try:
-            if held := self._held.leave(section):
-                self._unlock(held)
+            if ending := self._held.leave(section):
+                self._unlock(ending)
         finally:
             self._held.exit(section)
 

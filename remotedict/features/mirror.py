@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from remotedict.engine.core import Engine
     from remotedict.features.watch import Poll
-    from remotedict.pure.entry import Location
+    from remotedict.pure.location import Location, Locations
     from remotedict.pure.pieces import Stored
 
 _ATTEMPTS = 10
@@ -233,9 +233,7 @@ class Mirror(Readable):
                     wanted.append(entry.location(key))
                 else:
                     data[entry.generation] = kept
-        found = self._engine.fetch_many(wanted)
-        data |= {where.generation: found[where.key] for where in wanted if where.key in found}
-        return data
+        return data | self._engine.fetch_many(wanted)
 
     def _wake(self) -> None:
         for news in list(self._waiting):
@@ -263,10 +261,11 @@ class Mirror(Readable):
         self._look()
         return True
 
-    def _pairs(self, wanted: Iterator[Location], known: Known) -> Iterator[tuple[str, Any]]:
+    def _pairs(self, wanted: Iterator[Locations], known: Known) -> Iterator[tuple[str, Any]]:
         if not self._prefetch:
             return super()._pairs(wanted, known)
-        return ((where.key, self._values([where.key], known)[where.key]) for where in wanted)
+        keys = (key for some in wanted for key in some.keys)
+        return ((key, self._values([key], known)[key]) for key in keys)
 
     def __reduce__(self) -> Any:
         msg = "a mirror can't be pickled; pickle the dictionary, and make a mirror of it there"

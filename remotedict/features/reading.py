@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from remotedict.engine.core import Engine
     from remotedict.engine.index import Known
-    from remotedict.pure.entry import Entry, Location
+    from remotedict.pure.entry import Entry
+    from remotedict.pure.location import Locations
 
 _T = TypeVar("_T")
 _COMPLETIONS = 10_000
@@ -348,7 +349,7 @@ class Readable(Mapping[str, Any]):
             self._renew()  # so that it can be begun anew
             raise
 
-    def _pairs(self, wanted: Iterator[Location], known: Known) -> Iterator[tuple[str, Any]]:
+    def _pairs(self, wanted: Iterator[Locations], known: Known) -> Iterator[tuple[str, Any]]:
         return self._engine.stream(wanted, known)
 
 

@@ -61,7 +61,6 @@ CHUNK_BYTES = 1024 * 1024
 _START = struct.Struct("<4sHBBQII16s16sQ")
 _CHECKED = 16  # from here on; what comes before the checksum is its seed
 _SEED_BYTES = 8
-_QUICK = struct.Struct("<QQII16s16sQ")  # the same, what comes before the checksum as one number
 _BUFFERS = (bytes, bytearray, memoryview)
 START_BYTES = _START.size
 
@@ -379,6 +378,20 @@ def decode(
     return by.read(unpacked, key)
 
 
+class _Quick(dict[int, "Callable[[bytes], tuple[Any, ...]]"]):
+    """What reads the start of a value, and that of its first chunk, in one; by the size between.
+
+    As `_START`, but all before the checksum is one number, and so are both ids.
+    """
+
+    def __missing__(self, about: int) -> Callable[[bytes], tuple[Any, ...]]:
+        self[about] = struct.Struct(f"<QQII32sQ{about}xQI").unpack_from
+        return self[about]
+
+
+_quick = _Quick()
+
+
 def intact(data: bytes, dictionary: bytes, generation: bytes, nbytes: int) -> Unpacked | None:
     """Return the parts of a small value if all is as usual; else `unpack` has to look closer.
 
@@ -386,17 +399,21 @@ def intact(data: bytes, dictionary: bytes, generation: bytes, nbytes: int) -> Un
     """
     if len(data) < START_BYTES:
         return None
-    seed, checksum, length, chunk, whose, which, size = _QUICK.unpack_from(data)
-    codec = _USUAL.get(seed)
-    at = START_BYTES + length
+    # The lowest bytes of its length: enough, as a rule, and there can't be many of them.
+    about = data[_CHECKED] | (data[_CHECKED + 1] & 15) << 8
+    at = START_BYTES + about
     body = data[at + PREFIX_BYTES :]
+    if not body:
+        return None
+    seed, checksum, length, chunk, whose, size, first, stored = _quick[about](data)
+    codec = _USUAL.get(seed)
     if (
         codec is None
-        or which != generation
-        or whose != dictionary
-        or not body
+        or length != about
+        or whose != dictionary + generation
         or digest(data[_CHECKED:at], seed) != checksum
-        or HEADER.unpack_from(data, at) != (digest(body, checksum), len(body))
+        or digest(body, checksum) != first
+        or len(body) != stored
         or not 0 < size <= chunk
         or size != nbytes
     ):

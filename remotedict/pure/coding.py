@@ -75,7 +75,7 @@ class Codec:
         codec, parts, about = unpacked
         if codec == "bytes":
             return parts[0]
-        if codec == "pickle" and self.name != "pickle":
+        if codec == "pickle" and self.name != codec:
             msg = (
                 f"the value of key {key!r} is pickled, and to read it could run code of whoever "
                 "wrote it; nothing was run. If you trust all who can write to this dictionary, "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 
 from remotedict.pure import naming
+from remotedict.pure.location import Location
 from remotedict.pure.records import Facts, Place, Range
 
 if TYPE_CHECKING:
@@ -28,26 +29,6 @@ class Stamp(msgspec.Struct, frozen=True, gc=False):
     def of(cls, commit: Commit) -> Stamp:
         """Return the stamp of a commit."""
         return cls(commit.id, commit.seq, commit.time, commit.author, commit.comment)
-
-
-class Location(msgspec.Struct, frozen=True, gc=False, order=True):
-    """What is needed to read a value.
-
-    `source` is the reference of a blob, in which the value takes `length` bytes at `offset`; or
-    these bytes themselves, when it is inline. It is what `key` has, and holds `nbytes`.
-    """
-
-    source: str | bytes
-    offset: int
-    length: int
-    key: str
-    generation: bytes
-    nbytes: int
-
-    @property
-    def blob(self) -> str | None:
-        """The reference of the blob that holds the value; None when it is inline."""
-        return self.source if isinstance(self.source, str) else None
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):

@@ -98,6 +98,9 @@ def check_container(name: Any) -> str:
     refuse_secret(name)
     if isinstance(name, str) and (_CONTAINER.fullmatch(name) or name in {"$root", "$web"}):
         return name
+    if name is None:
+        msg = "the name of the container is missing: container_name='my-container', say"
+        raise InvalidNameError(msg)
     msg = (
         f"container name {name!r:.80} can't be used: it must have 3 to 63 lower-case letters, "
         "digits and single hyphens, and begin and end with a letter or digit"

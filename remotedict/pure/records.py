@@ -40,7 +40,9 @@ class Record(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen
 
 
 Id = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
-Count = Annotated[int, msgspec.Meta(ge=0)]
+COUNT_MAX = (1 << 62) - 1
+"""The largest number that counts anything: two of them add up to what still fits into 64 bits."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
 Reference = Annotated[str, msgspec.Meta(pattern=rf"^({REFERENCE})?\Z")]
 """What names an immutable blob, see `naming.Layout`; "" is none, or the blob one stands in."""
 

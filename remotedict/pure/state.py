@@ -16,7 +16,8 @@ import numpy as np
 from msgspec.structs import replace
 
 from remotedict.pure import merging
-from remotedict.pure.entry import Entry, Item, Location, Stamp, Tombstone, kept
+from remotedict.pure.entry import Entry, Item, Stamp, Tombstone, kept
+from remotedict.pure.location import Locations
 from remotedict.pure.mvcc import Chains
 from remotedict.pure.records import (
     Annotate,
@@ -256,14 +257,14 @@ class State:
             else:
                 yield from zip(keys, cast("list[Entry]", self.entries(keys)), strict=True)
 
-    def locations(self, *, reverse: bool = False) -> Iterator[Location]:
-        """Iterate over where the values are, in insertion order, or from the last one on."""
+    def locations(self, *, reverse: bool = False) -> Iterator[Locations]:
+        """Yield where the values are, many at a time: in insertion order, or from the last one on."""
         for keys, row in self._backwards() if reverse else self._walk():
             if row >= 0:
-                yield from self._grown.base.locations(keys, row)
+                yield self._grown.base.locations(keys, row)
             else:
                 entries = cast("list[Entry]", self.entries(keys))
-                yield from map(Entry.location, entries, keys)
+                yield Locations.of(map(Entry.location, entries, keys))
 
     def _backwards(self) -> Iterator[tuple[list[str], int]]:
         keys, size = reversed(self), _FIRST_BLOCK

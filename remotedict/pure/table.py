@@ -28,9 +28,10 @@ from remotedict.pure.columns import (
     compacted,
     numbered,
 )
-from remotedict.pure.entry import Entry, Item, Location, Stamp, Tombstone
+from remotedict.pure.entry import Entry, Item, Stamp, Tombstone
+from remotedict.pure.location import Locations
 from remotedict.pure.packing import ALIGNMENT, PROGRESSION, counted, pack, unpack
-from remotedict.pure.records import Facts, Range, TableRecord
+from remotedict.pure.records import COUNT_MAX, Facts, Range, TableRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -158,15 +159,15 @@ class Table:
         columns = [self.columns[name][rows].tolist() for name in _SINGLE]
         return self._entries(_generations(self.columns["generation"][rows]), *columns)
 
-    def locations(self, keys: Sequence[str], start: int) -> Iterator[Location]:
+    def locations(self, keys: list[str], start: int) -> Locations:
         """Return where the values of neighbouring live rows are; `keys` are their keys."""
         rows = slice(start, start + len(keys))
-        sources: list[str] = self.paths(keys, start, list).tolist()
+        sources = self.paths(keys, start, list).tolist()
         offsets, lengths, sizes = (
             self.columns[name][rows].tolist() for name in ("offset", "length", "nbytes")
         )
         generations = _generations(self.columns["generation"][rows])
-        return map(Location, sources, offsets, lengths, keys, generations, sizes)
+        return Locations(sources, offsets, lengths, keys, generations, sizes)
 
     def versions(self, rows: Array) -> list[int]:
         """Return the versions of some rows, 0 for -1."""
@@ -535,6 +536,8 @@ class _Check:
         """Return what is wrong with a column, if anything is."""
         if len(array) and name in self._limits and int(array.max()) >= self._limits[name]:
             return "points outside its list"
+        if SCHEMA[name] == "<u8" and len(array) and int(array.max()) > COUNT_MAX:
+            return "has a number that is too large"
         if name in {"hash", "past_of"} and (array[1:] < array[:-1]).any():
             return "isn't in order"
         if name in {"key_end", "stamp_seq"} and (array[1:] <= array[:-1]).any():

@@ -36,6 +36,8 @@ class Call:
         Whether it may end the lock of a living holder.
     partial : bool
         Whether it may fail though it has written.
+    given_up : set of str
+        Of which keys its handle gave up the locks, though they stand.
     """
 
     __slots__ = (
@@ -46,6 +48,7 @@ class Call:
         "error",
         "first",
         "forces",
+        "given_up",
         "handle",
         "kind",
         "landed",
@@ -75,6 +78,7 @@ class Call:
         self.forces = kind == "force"
         self.partial = kind in {"forget", "unlock", "force", "leave", "close", "vacuum"}
         self.stale = 0.0
+        self.given_up: set[str] = set()
 
     def __repr__(self) -> str:
         return f"{self.name} {self.kind}{self.args!r}"
@@ -250,7 +254,10 @@ def snapshot(state: State, call: Call) -> Any:
 
 @model
 def locks(state: State, call: Call) -> Any:
-    return {key: holder == call.handle for key, (_, holder) in state.locks.items()}
+    return {
+        key: holder == call.handle and (key not in call.given_up or call.result.get(key, False))
+        for key, (_, holder) in state.locks.items()
+    }
 
 
 @model

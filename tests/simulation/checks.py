@@ -225,6 +225,8 @@ def _check_success(world: World, witness: Witness, call: Call) -> None:
     if call in witness.repairs.revived:
         return
     states = _current(world, witness, call)
+    if call.kind == "locks":
+        call.given_up = _given_up(world, call)
     if not any(_fits(state, call) for state in states):
         kind = "read" if call.kind in _READS else "lost"
         seen = [list(state.items.items()) for state in states]
@@ -312,6 +314,22 @@ def _diff(witness: Witness, state: State, call: Call, forgotten: set[str]) -> bo
     return {k: v for k, v in call.result.items() if k not in forgotten} == expected
 
 
+def _given_up(world: World, call: Call) -> set[str]:
+    """Return the keys whose locks the caller's handle takes for its own no more, though they stand.
+
+    It failed to unlock them: whoever meets such a lock may end it.
+    """
+    keys: set[str] = set()
+    for other in world.history:
+        if other.handle == call.handle and other.called <= call.returned:
+            named = other.args[0] if other.kind == "lock" else other.args
+            if other.kind in {"lock", "unlock", "leave"} and other.error:
+                keys |= {*named}
+            elif other.kind == "lock" and other.returned <= call.called:
+                keys -= {*named}
+    return keys
+
+
 def _fits(state: State, call: Call) -> bool:
     """Tell whether the call may return what it has, and change nothing, in a state."""
     after = state.copy()
@@ -380,10 +398,11 @@ def _check_inside(witness: Witness, call: Call, history: list[Call]) -> None:
 def _own(witness: Witness, call: Call, n: int) -> bool:
     """Tell whether the last to write a key before a landing was the handle that holds its lock.
 
-    Its other threads may; but not in a section of their own.
+    Its other threads may; but not in a section of their own. (They may have done so just before the
+    read: that it was no older than the handle allows is looked at by itself.)
     """
-    key, _, _, begun = call.args
-    for landing in reversed(witness.landings[begun + 1 : n]):
+    key = call.args[0]
+    for landing in reversed(witness.landings[1:n]):
         if landing and any(getattr(c, "key", "") == key for c in landing.commit.changes):
             if landing.op is None or landing.op.handle != call.handle:
                 return False
@@ -454,7 +473,7 @@ def _justified(world: World, witness: Witness, call: Call, error: BaseException)
     if isinstance(error, TimeoutError):
         return call.args == ("wait_for",)
     if isinstance(error, UnknownCommitError):
-        nothing = any(not state.seq for state in states[:1])
+        nothing = any(not state.seq for state in (states if witness.rewinds else states[:1]))
         return call.kind in {"open", "diff"} and (nothing or bool(witness.repairs.damages))
     return False
 
@@ -550,10 +569,14 @@ def _told(world: World, told: list[Event]) -> list[tuple[str, int, str, str]]:
 
 
 def _check_rewinds(world: World) -> None:
-    """See that no handle that knew more followed an index that was brought back."""
+    """See that no handle that knew more followed an index that was brought back.
+
+    One that looks only when there are more new commits than states keep ids of can't know.
+    """
     witness = world.witness
     at = witness.rewinds[0]
     kept = witness.states[at].seq
+    late = kept + world.scenario.tuning["RECENT_IDS"]
     beyond = {n for n in range(1, at) if witness.states[n].seq > kept}
     knew: set[str] = set()
     for call in world.history:
@@ -561,7 +584,9 @@ def _check_rewinds(world: World) -> None:
             known = call.error is None and call.ended is not None and call.ended < at
             if known and beyond & {*call.landed}:
                 knew.add(call.handle)
-        elif call.handle in knew and call.error is None and call.landed:
+        elif call.handle not in knew or call.error is not None or not call.landed:
+            continue
+        elif witness.states[call.landed[0] - 1].seq <= late:
             witness.fail("rewind", f"{call} followed an index that had gone back")
 
 

@@ -301,7 +301,7 @@ PLANTS = [
             "engine.core:Engine.stream",
             "                raise SnapshotExpiredError(gone.key) from None",
             (
-                "                window = list(entries(gone.newer.state, [k for k, _ in window]))\n"
+                "                window = Locations.of(e.location(k) for k, e in entries(gone.newer.state, window.keys))\n"
                 "                raw = self._find_many(window, lambda _: None)"
             ),
         ),
@@ -309,10 +309,12 @@ PLANTS = [
     _plant(
         "an index that went back is followed",
         "16",
-        ("engine.index:IndexBlob._ask", "if base and base.index:", "if False:"),
+        ("engine.index:IndexBlob._ask", "self._check_identity(base, index)", "pass"),
+        ("engine.index:IndexBlob._follow", "if unknown and old and", "if False and"),
+        ("engine.index:IndexBlob._follow", "old.revision > index.revision", "False"),
         (
             "engine.index:IndexBlob._follow",
-            "if known and old and old.revision >= index.revision:",
+            "if known and old and old.revision == index.revision:",
             "if known and old and old.revision == index.revision and known.etag == etag:",
         ),
         (
@@ -342,8 +344,8 @@ PLANTS = [
         "16",
         (
             "engine.index:IndexBlob._ask",
-            "self._check_identity(base, base.index, index)",
-            "self._check_identity(self.known, self.known.index, index)",
+            "self._check_identity(base, index)",
+            "self._check_identity(self.known, index)",
         ),
     ),
     _plant(
@@ -355,9 +357,14 @@ PLANTS = [
             "data = self.at_hand(where) or self.cache.get(where.key.encode())",
         ),
         (
-            "engine.values:Values._load",
-            "[where.generation for where in span]",
-            "[where.key.encode() for where in span]",
+            "engine.values:Values.fetch",
+            "[where.generation]",
+            "[where.key.encode()]",
+        ),
+        (
+            "engine.values:_spans",
+            "[wanted.generations[row] for row in some]",
+            "[wanted.keys[row].encode() for row in some]",
         ),
     ),
     _plant(
@@ -379,11 +386,7 @@ PLANTS = [
     _plant(
         "the state is published that was learnt last, not the newest",
         "",
-        (
-            "engine.index:IndexBlob._follow",
-            "if known and old and old.revision >= index.revision:",
-            "if known and old and old.revision == index.revision:",
-        ),
+        ("engine.index:IndexBlob._follow", "old.revision > index.revision", "False"),
         (
             "engine.index:IndexBlob._follow",
             "loaded = self.reader.load(index, segments)",
@@ -526,7 +529,7 @@ PLANTS = [
     _plant(
         "the writers' queue is leased for ever",
         "10",
-        ("engine.turn:Turn.lost", "self._queue, _QUEUE_SECONDS", "self._queue, 1e9"),
+        ("engine.turn:Turn._is_anothers", "self._queue, _QUEUE_SECONDS", "self._queue, 1e9"),
     ),
     _plant(
         "a section whose lock another thread was told to have lost writes on",

@@ -137,7 +137,7 @@ class SimRuntime(Runtime):
             return job.wait(timeout)
         except BaseException:
             if self._process.alive and job.abandon():
-                self._begin(job.clean_up, None)
+                self._begin(job.clean_up, thread.op)
             raise
 
     def still_wanted(self) -> AbstractContextManager[None]:

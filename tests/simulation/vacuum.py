@@ -49,6 +49,7 @@ def with_vacuum(scenario: Scenario) -> Scenario:
     if rng.random() < 0.7:
         for name, values in _TINY.items():
             scenario.tuning[name] = rng.choice(values)
+        scenario.tuning["RECENT_IDS"] = 64  # what no id tells of any more, the log does
         for client in scenario.clients:
             client.options["retention"] = rng.choice((0.0, 0.0, 0.5))
             client.options["inline_bytes"] = rng.choice((0, 200, 2048))

@@ -97,6 +97,7 @@ class World:
         self._rng = random.Random(seed * 8 + 2)
         self._ids = random.Random(seed * 8 + 3)
         self._networks: list[Network] = []
+        self._intact: bytes | None = None  # the index before it was damaged
         self.runtimes: dict[Process, SimRuntime] = {}
         self.processes: list[Process] = []
         self.clients = [VirtualClient(self, n, drawn) for n, drawn in enumerate(scenario.clients)]
@@ -146,8 +147,8 @@ class World:
     def listening(self, publish: Callable[..., Known]) -> Callable[..., Known]:
         """Return what also takes down when which client has learnt of a commit."""
 
-        def listened(index: IndexBlob, known: Known) -> Known:
-            known = publish(index, known)
+        def listened(index: IndexBlob, known: Known, began: float) -> Known:
+            known = publish(index, known, began)
             client = getcurrent().process.name[0]
             self.learnt.append((self.scheduler.now, client, known.state.head))
             return known
@@ -208,12 +209,16 @@ class World:
         whole, rng = self.store.blob(self.store.index), self._rng
         if self.witness.index is None or self.witness.repairs.begun_anew:
             return
+        if not self.witness.repairs.broken:
+            self._intact = whole
         data = None
         if whole and (how := rng.random()) < 0.5:
             data = whole[: rng.randrange(len(whole))]
             if how < 0.25 and len(whole) > HEADER_BYTES:
                 at = rng.randrange(HEADER_BYTES, len(whole))
                 data = whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :]
+        if data == self._intact:  # it is harmed again, at the same bit
+            data = None
         self.say("", "the index is lost" if data is None else f"the index is damaged: {len(data)}")
         self.store.damage(data)
         for number in (blow.client, blow.client + 1)[: rng.choice((1, 2))]:
