@@ -8,6 +8,7 @@ import os
 import stat
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -124,6 +125,31 @@ def test_a_change_of_the_working_directory_changes_nothing(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path / "elsewhere")
     store.put("x", b"data")
     assert (tmp_path / "store" / "x").read_bytes() == b"data"
+
+
+def test_a_folder_that_another_makes_and_deletes_meanwhile_is_made_again(store, monkeypatch):
+    store.root.mkdir()
+    mkdir, late = os.mkdir, iter([True])
+
+    def overtaken(path, *args, **options):
+        mkdir(path, *args, **options)
+        if next(late, False):
+            try:
+                mkdir(path, *args, **options)
+            finally:
+                Path(path).rmdir()
+
+    monkeypatch.setattr(os, "mkdir", overtaken)
+    store.put("f/x", b"data")
+    assert store.get("f/x").data == b"data"
+
+
+def test_a_folder_that_cant_be_made_says_why(store):
+    store.root.mkdir()
+    (store.root / "f").write_bytes(b"mine")
+    with pytest.raises(StoreUnavailableError, match=r"'.*f' can't be made.*exists"):
+        store.put("f/x", b"data")
+    assert (store.root / "f").read_bytes() == b"mine"
 
 
 # -- failures of the file system ------------------------------------------------------------

@@ -314,14 +314,15 @@ def _make_folder(folder: Path) -> None:
 
 def _in_folder(folder: Path, act: Callable[[], _T]) -> _T:
     """Do what needs a folder, which is made if it is missing."""
+    cause: OSError | None = None
     for _ in range(_ATTEMPTS):
         try:
             _make_folder(folder)
             return act()
-        except FileNotFoundError:
-            pass  # the last blob of the folder was deleted just now, and the folder with it
-    msg = f"folder {str(folder)!r} can't be made"
-    raise StoreUnavailableError(msg)
+        except (FileExistsError, FileNotFoundError) as exc:
+            cause = exc  # another made the folder just now, or deleted it with its last blob
+    msg = f"folder {str(folder)!r} can't be made: {cause}"
+    raise StoreUnavailableError(msg) from cause
 
 
 @contextlib.contextmanager
