@@ -27,6 +27,8 @@ from remotedict import (
     MemoryDictionary,
 )
 from remotedict.engine import disk
+from remotedict.engine.blobs import Blobs
+from remotedict.engine.cache import Cache
 from remotedict.engine.disk import DiskCache
 from remotedict.pure import plan, state
 from test_flights import HANG, Gate
@@ -368,12 +370,14 @@ def test_a_folder_that_vanishes_is_made_again(world, root):
 
 def cache(root, limit, clock=time.time, moved=0, dictionary=1):
     made = DiskCache(str(root), limit, clock)
-    made.turn_to(
-        SimpleNamespace(
-            dictionary=bytes([dictionary]) * 16, incarnation=bytes([2]) * 16, moved=moved
-        )
-    )
+    made.turn_to(identity(moved, dictionary))
     return made
+
+
+def identity(moved, dictionary=1):
+    return SimpleNamespace(
+        dictionary=bytes([dictionary]) * 16, incarnation=bytes([2]) * 16, moved=moved
+    )
 
 
 def blob(n):
@@ -397,6 +401,53 @@ def test_it_never_takes_more_than_its_bound(root):
     assert taken(root) > limit // 2
     put(one, 1000, bytes(limit // 3))  # one that would take the place of all others
     assert one.get(blob(1000), 0, limit // 3) is None
+
+
+def test_what_of_another_user_is_there_changes_no_bound(root, monkeypatch):
+    limit = 1_000_000
+    kept, others = cache(root, limit), cache(root, limit, dictionary=2)
+    put(others, 0, b"theirs")
+    scandir = os.scandir
+
+    def refuse(folder):
+        if Path(folder) == others.folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for n in range(1, 300):
+        put(kept, n, bytes(12_000))
+    assert limit // 2 < taken(root) <= limit
+    newer = cache(root, limit, dictionary=1, moved=1)
+    assert newer.folder != kept.folder
+    assert not kept.folder.exists()
+    assert others.folder.exists()
+
+
+def test_the_folder_in_use_is_never_an_older_one(root):
+    kept = cache(root, 1_000_000)
+    began, other = threading.Event(), threading.Event()
+
+    class Slow(DiskCache):
+        def turn_to(self, index):
+            if index.moved == 5:
+                began.set()
+                other.wait(0.5)
+            super().turn_to(index)
+            if index.moved == 6:
+                other.set()
+
+    slow = Slow(str(root), 1_000_000, time.time)
+    blobs = Blobs(None, SimpleNamespace(future=None), Cache(0), slow)
+    first, second = (
+        threading.Thread(target=blobs.turn_to, args=[identity(moved=moved)]) for moved in (5, 6)
+    )
+    first.start()
+    assert began.wait(HANG)
+    second.start()
+    first.join(HANG)
+    second.join(HANG)
+    assert slow.folder.name == f"{kept.folder.name[:-1]}6"
 
 
 def test_what_was_used_longest_ago_goes_first(root):

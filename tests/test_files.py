@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import shutil
 import signal
 import stat
 import subprocess
@@ -745,6 +746,22 @@ def test_a_target_is_replaced_whole_or_not_at_all(world, tmp_path):
     get(d, "k", str(target))
     assert target.read_bytes() == data
     assert [p.name for p in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_target_that_vanishes_meanwhile_is_written(d, tmp_path, monkeypatch):
+    put(d, "k", io.BytesIO(b"data"))
+    target, copymode = tmp_path / "for" / "target", shutil.copymode
+    target.parent.mkdir()
+    target.write_bytes(b"old")
+
+    def late(source, *args):
+        target.unlink()
+        copymode(source, *args)
+
+    monkeypatch.setattr(shutil, "copymode", late)
+    get(d, "k", target)
+    assert target.read_bytes() == b"data"
+    assert list(target.parent.iterdir()) == [target]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="modes and links of POSIX")

@@ -205,6 +205,7 @@ def a_ref(reference):
     "index",
     [
         a_set(version=0, born=0, place=b""),
+        a_set(version=2**62 - 1, place=Range("", 2**62 - 1, 2**62 - 1)),
         a_set(place=0),
         a_set(place=Range("", 0, 0)),
         a_set(facts=Facts("str", 0, (), "f8"), origin="k"),
@@ -225,6 +226,7 @@ def test_a_field_may_go_to_its_bounds(index):
     "index",
     [
         *(a_set(**{name: -1}) for name in ("version", "born", "place")),
+        *(a_set(**{name: 2**62}) for name in ("version", "born", "place")),
         *(a_set(place=Range("", *place)) for place in [(-1, 0), (0, -1)]),
         a_set(facts=Facts("str", -1)),
         *(a_set(generation=bytes(size)) for size in (0, 15, 17)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import sys
@@ -44,11 +45,16 @@ _TEMPORARY = f"{_OURS}tmp-"
 _ABANDONED = 86_400.0  # seconds after which the process that wrote a temporary file has died
 _LOCK_TIMEOUT = 10.0
 _ATTEMPTS = 10
+_NOT_DONE = {
+    *("EACCES", "EPERM", "EROFS", "EDQUOT", "ENOSPC"),
+    *("EEXIST", "EISDIR", "ENOTDIR", "ENOTEMPTY"),
+}
+"""What a rename that wasn't done fails with; else, on a network, only its answer may be lost."""
 _T = TypeVar("_T")
 
 if sys.platform == "win32":
     # There a file can't be replaced, nor opened, at the moment in which somebody else opens or
-    # replaces it; that moment passes.
+    # replaces it, and a folder not used at the one in which it is deleted; that moment passes.
     _patient = retry(
         retry=retry_if_exception_type(PermissionError),
         wait=wait_random_exponential(0.001, max=0.1),
@@ -59,8 +65,12 @@ if sys.platform == "win32":
     _read_bytes = _patient(Path.read_bytes)
     _open = _patient(Path.open)
     _unlink = _patient(Path.unlink)
+    _mkdir = _patient(Path.mkdir)
+    _create = _patient(os.open)
+    _scandir = _patient(os.scandir)
 else:
     _replace, _read_bytes, _open, _unlink = os.replace, Path.read_bytes, Path.open, Path.unlink
+    _mkdir, _create, _scandir = Path.mkdir, os.open, os.scandir
 
 _JUNCTION = getattr(stat, "IO_REPARSE_TAG_MOUNT_POINT", None)  # a link to a folder, on Windows
 
@@ -154,27 +164,21 @@ class LocalBackend:
         for path in paths:
             file = self._file(path)
             with _translated(path):
-                _unlink(file, missing_ok=True)
-                # The folder of a key's generations goes with the last of them. A writer that is
-                # about to put one there makes it again.
-                with contextlib.suppress(OSError):
-                    file.parent.rmdir()
+                _remove(file)
 
     def list(self, prefix: str) -> Iterator[BlobInfo]:
         """See `Backend.list`."""
         found = []
         with _translated(prefix):
-            for folder, _, names in os.walk(
-                self._file(prefix.rpartition("/")[0]), onerror=_raise_unless_gone
-            ):
-                where = Path(folder).relative_to(self.root).as_posix()
+            for folder, names in _walk(self._file(prefix.rpartition("/")[0])):
+                where = folder.relative_to(self.root).as_posix()
                 for name in names:
                     path = str(PurePosixPath(where) / name)
                     if name.startswith(_TEMPORARY):
-                        self._unlink_abandoned(Path(folder) / name)
+                        self._unlink_abandoned(folder / name)
                     elif not name.startswith(_OURS) and path.startswith(prefix):
                         with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-                            file = (Path(folder) / name).lstat()
+                            file = (folder / name).lstat()
                             if not _is_link(file):
                                 found.append(BlobInfo(path, file.st_size, file.st_mtime))
         yield from sorted(found)
@@ -182,7 +186,7 @@ class LocalBackend:
     def _unlink_abandoned(self, temporary: Path) -> None:
         with contextlib.suppress(OSError):  # it is gone, or this folder may only be read
             if temporary.stat().st_mtime < self._clock() - _ABANDONED:
-                _unlink(temporary)
+                _remove(temporary)
 
     def lease(self, path: str, seconds: float, *, lease_id: str, force: bool = False) -> LocalLease:
         """See `Backend.lease`."""
@@ -203,14 +207,22 @@ class LocalBackend:
 
     def _change_lease(self, path: str, lease_id: str, seconds: float | None) -> None:
         target = self._file(path)
-        with _translated(path), self._locked(target.parent):
-            held = self._read_lease(target)
-            if held is None or held.id != lease_id:
-                raise LeaseLost(path)
-            if seconds is None:
-                _unlink(_lease_file(target))
-            else:
-                self._write_lease(target, lease_id, seconds)
+        with _translated(path):
+            try:
+                self._check_lease(path, lease_id)  # locking would make a folder that is gone
+                with self._locked(target.parent):
+                    self._check_lease(path, lease_id)
+                    if seconds is None:
+                        _unlink(_lease_file(target))
+                    else:
+                        self._write_lease(target, lease_id, seconds)
+            except FileNotFoundError as exc:
+                raise LeaseLost(path) from exc
+
+    def _check_lease(self, path: str, lease_id: str) -> None:
+        held = self._read_lease(self._file(path))
+        if held is None or held.id != lease_id:
+            raise LeaseLost(path)
 
     def _read_lease(self, target: Path) -> _LeaseFile | None:
         try:
@@ -247,18 +259,22 @@ class LocalBackend:
     @contextlib.contextmanager
     def _locked(self, folder: Path) -> Iterator[None]:
         # An object of its own for each use: so nothing of it is shared with threads or children.
-        _refuse_link(folder / f"{_OURS}lock")
+        file = folder / f"{_OURS}lock"
+        _refuse_link(file)
+        lock = FileLock(file, timeout=_LOCK_TIMEOUT, mode=0o600, poll_interval=0.001)
         try:
-            with FileLock(
-                folder / f"{_OURS}lock",
-                timeout=_LOCK_TIMEOUT,
-                mode=0o600,
-                poll_interval=0.001,
-            ):
-                yield
+            lock.acquire()
         except Timeout as exc:
             msg = f"the lock file of {str(folder)!r} stayed busy for {_LOCK_TIMEOUT:.0f} s"
             raise TransientError(msg) from exc
+        try:
+            yield
+        finally:
+            try:
+                lock.release()
+            except OSError as exc:  # what was done under it stands
+                msg = f"the lock file of {str(folder)!r} couldn't be unlocked: {exc.strerror}"
+                raise TransientError(msg) from exc
 
 
 class LocalLease:
@@ -309,7 +325,7 @@ def _make_folder(folder: Path) -> None:
         if folder == folder.parent:
             raise FileNotFoundError(folder)  # a drive that isn't there
         _make_folder(folder.parent)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        _mkdir(folder, mode=0o700, exist_ok=True)
 
 
 def _in_folder(folder: Path, act: Callable[[], _T]) -> _T:
@@ -330,12 +346,23 @@ def _temporary(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
     """Yield a new file in `folder`, which is made if it is missing; it goes if anything fails."""
     file = folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    out = _in_folder(folder, lambda: os.fdopen(os.open(file, flags, 0o600), "wb"))
+    out = _in_folder(folder, lambda: os.fdopen(_create(file, flags, 0o600), "wb"))
     try:
         yield file, out
     except BaseException:
-        _unlink(file, missing_ok=True)
+        _remove(file)
         raise
+
+
+def _remove(file: Path) -> None:
+    """Delete a file, and its folder with the last one.
+
+    The folder of a key's generations goes so. A writer that is about to put one there makes it
+    again.
+    """
+    _unlink(file, missing_ok=True)
+    with contextlib.suppress(OSError):
+        file.parent.rmdir()
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:
@@ -343,6 +370,11 @@ def _put_in_place(temporary: Path, target: Path) -> None:
         _replace(temporary, target)
     except FileNotFoundError as exc:  # this process was suspended, and taken for dead
         msg = f"{str(temporary)!r} was taken away before it was complete"
+        raise TransientError(msg) from exc
+    except OSError as exc:
+        if errno.errorcode.get(exc.errno or 0) in _NOT_DONE:
+            raise
+        msg = f"{str(target)!r} may have been replaced, or not: {exc.strerror}"
         raise TransientError(msg) from exc
 
 
@@ -358,9 +390,19 @@ def _write(out: BinaryIO, data: Data) -> str:
         return digest.hexdigest()
 
 
-def _raise_unless_gone(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error
+def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield a folder and those below it, each with what else is in it; no link is followed."""
+    try:
+        if _is_link(folder.lstat()):
+            return
+        with _scandir(folder) as entries:
+            found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    except FileNotFoundError:  # deleted meanwhile
+        return
+    yield folder, [name for name, is_folder in found if not is_folder]
+    for name, is_folder in found:
+        if is_folder:
+            yield from _walk(folder / name)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -372,6 +414,8 @@ def _sync_folder(folder: Path) -> None:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+        except FileNotFoundError:
+            pass  # deleted meanwhile, with all that was in it
         except OSError as exc:
             # The rename stands, but may not outlive a loss of power: neither yes nor no.
             msg = f"folder {str(folder)!r} couldn't be synced: {exc.strerror}"

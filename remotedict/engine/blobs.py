@@ -58,10 +58,10 @@ class Blobs:
         with self._lock:
             first, news = self._moved < 0, index.moved > self._moved
             self._moved = max(self._moved, index.moved)
+            if news and self._disk:  # in the order in which they came: it can't go back
+                self._disk.turn_to(index)
         if news and not first:
             self._memory.clear()
-        if news and self._disk:
-            self._disk.turn_to(index)
 
     def read(self, path: str, offset: int, length: int) -> Buffer:
         """Return a range of a blob; those who want it at the same time share it.

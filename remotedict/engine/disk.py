@@ -197,11 +197,13 @@ class _File(NamedTuple):
 
 
 def _files(folder: str) -> Iterator[_File]:
-    for kind in (_FILE, _TEMPORARY):
-        for file, _ in _matching(folder, kind):
-            with contextlib.suppress(FileNotFoundError):
-                found = file.stat(follow_symlinks=False)
-                yield _File(file.path, _taken(found.st_size), found.st_mtime, kind is _TEMPORARY)
+    with contextlib.suppress(OSError):  # it is another user's, or no folder: not ours to empty
+        for kind in (_FILE, _TEMPORARY):
+            for file, _ in _matching(folder, kind):
+                with contextlib.suppress(FileNotFoundError):
+                    found = file.stat(follow_symlinks=False)
+                    size, used = _taken(found.st_size), found.st_mtime
+                    yield _File(file.path, size, used, kind is _TEMPORARY)
 
 
 def _name(path: str, offset: int, length: int) -> str | None:

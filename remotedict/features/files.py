@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 from collections import deque
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -254,7 +254,7 @@ def _opened_target(target: File) -> Iterator[BinaryIO]:
     try:
         with temporary.open("xb") as out:
             yield out
-        if path.exists():
+        with suppress(FileNotFoundError):  # it is new
             shutil.copymode(path, temporary)
         temporary.replace(path)
     except BaseException:
