@@ -1,6 +1,6 @@
 """What continuous integration runs: ``nox`` checks everything, ``nox -s NAME`` only one part.
 
-All sessions use the interpreter that runs nox, except for ``tests_all``.
+All sessions use the interpreter that runs nox, except for ``tests_all``, ``tests_oldest`` and ``bench``.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def examples(session: nox.Session) -> None:
 
 
 @nox.session
-def tests(session: nox.Session) -> None:
+def tests(session: nox.Session, *packages: str) -> None:
     """Run the tests, on two cores; arguments after ``--`` go to pytest instead."""
-    install(session, "test")
+    install(session, "test", *packages)
     # Three at a time, since many a test waits: for a lease to run out, or for another process.
     session.run("pytest", *(session.posargs or ["-n", "3", "--dist", "worksteal"]))
 
@@ -106,6 +106,14 @@ def tests_all(session: nox.Session) -> None:
 
 
 @nox.session(python="3.11", default=False)
+def tests_oldest(session: nox.Session) -> None:
+    """Run the tests with the oldest versions of what the package needs, on the oldest Python."""
+    project = PYPROJECT["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["crypto"]]
+    tests(session, *(one.partition(",")[0].replace(">=", "==") for one in needed))
+
+
+@nox.session(python="3.11", default=False)
 def bench(session: nox.Session) -> None:
     """Measure speed against other packages; with arguments, only what benchmarks/bench.py is told.
 
@@ -122,7 +130,9 @@ def bench(session: nox.Session) -> None:
         session.run("python", "benchmarks/curves.py")
 
 
-def install(session: nox.Session, group: str) -> None:
+def install(session: nox.Session, group: str, *packages: str) -> None:
     """Install the package, as its users do, and a dependency group of ``pyproject.toml``."""
     # What is imported compiles itself; all of it would take a third of the time that this takes.
-    session.install("--no-compile", ".", *nox.project.dependency_groups(PYPROJECT, group))
+    session.install(
+        "--no-compile", ".", *nox.project.dependency_groups(PYPROJECT, group), *packages
+    )
