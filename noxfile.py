@@ -110,8 +110,6 @@ def tests_oldest(session: nox.Session) -> None:
     """Run the tests with the oldest versions of what the package needs, on the oldest Python."""
     project = PYPROJECT["project"]
     needed = [*project["dependencies"], *project["optional-dependencies"]["crypto"]]
-    beside = nox.project.dependency_groups(PYPROJECT, "test")
-    needed += [one for one in beside if one.startswith("pyarrow")]  # A newer one needs numpy 2.
     tests(session, *(one.partition(",")[0].replace(">=", "==") for one in needed))
 
 

@@ -127,6 +127,7 @@ class Pauses:
 
     def end(self) -> None:
         """Let the one mirror of a test look once, and wait until it has."""
+        eventually(lambda: self.asked)  # it may not have begun yet
         before = len(self.asked)
         self._ends.put(None)
         eventually(lambda: len(self.asked) > before)

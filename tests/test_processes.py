@@ -178,14 +178,14 @@ def test_a_watcher_killed_again_and_again_sees_each_event_once(
     where: Where, d: RemoteDict, forks: Crew, seed: int
 ) -> None:
     rng = random.Random(seed)
-    commits, writers = 60, 2
-    changes = writers * sum(n % 4 + 1 for n in range(commits))
-    barrier = forks.context.Barrier(writers)
-    processes = [
-        forks.start(workers.write_some_bulks, where, barrier, me, commits) for me in range(writers)
+    barrier, stop = forks.context.Barrier(2), forks.context.Event()
+    writers = [
+        forks.start_with_report(workers.write_some_bulks, where, barrier, me, stop)
+        for me in range(2)
     ]
+    changes = None
     since, told, killed_within, lives = 0, [], 0, 0
-    while len(told) < changes:
+    while changes is None or len(told) < changes:
         lives += 1
         process, report = forks.start_with_report(workers.watch_until_killed, where, since)
         if rng.random() < 0.8 and lives > 1:
@@ -198,8 +198,11 @@ def test_a_watcher_killed_again_and_again_sees_each_event_once(
             while report.poll(HANG):
                 since = report.recv()
                 told.append(since)
-        killed_within += len(told) < changes
-    forks.join(*processes)
+        killed_within += changes is None or len(told) < changes
+        if changes is None and killed_within > 5:
+            stop.set()
+            changes = sum(received(report) for _, report in writers)
+    forks.join(*(process for process, _ in writers))
     print(f"{lives} lives, {killed_within} of them ended before the last event")  # noqa: T201
     assert told == list(d.watch(since=0, timeout=0))
     assert len(told) == changes
@@ -207,7 +210,6 @@ def test_a_watcher_killed_again_and_again_sees_each_event_once(
     for key in d:
         versions = [event.version for event in told if event.key == key]
         assert versions == list(range(1, len(versions) + 1))
-    assert killed_within > 2, "too few: this has shown nothing"
 
 
 def test_modifications_of_one_value_by_several_processes_are_all_kept(
@@ -268,12 +270,10 @@ def test_a_counter_survives_a_holder_that_is_killed_in_its_critical_section(
     where: Where, d: RemoteDict, forks: Crew
 ) -> None:
     d["n"] = 0
-    duration = 5 if where.kind == "local" else None  # on Azure a lease lasts 15 s at the least
+    short = 5 if where.kind == "local" else None  # on Azure a lease lasts 15 s at the least
     barrier = forks.context.Barrier(8 + 1)
-    counters = [forks.start(workers.count_up, where, barrier, 50, duration) for _ in range(7)]
-    victim, report = forks.start_with_report(
-        workers.count_up_and_stick, where, barrier, 25, duration
-    )
+    counters = [forks.start(workers.count_up, where, barrier, 50, None) for _ in range(7)]
+    victim, report = forks.start_with_report(workers.count_up_and_stick, where, barrier, 25, short)
     barrier.wait(HANG)
     for done in range(1, 26):
         assert received(report)[0] == done

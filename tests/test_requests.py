@@ -360,6 +360,7 @@ def test_a_lock_costs_a_look_a_lease_and_a_commit(c: Counted) -> None:
 
 def costs_of(c: Counted, new: str, there: str) -> dict[str, tuple[int, int]]:
     """Return the requests and bytes of single operations."""
+    c.d._engine.committer._turn._run = 0  # else one of them may be the one that lines up
     measured = {}
     for name, act in {
         "set": lambda: c.d.__setitem__(new, 1),

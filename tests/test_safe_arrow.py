@@ -21,6 +21,12 @@ from remotedict.pure.safe import read, tags, written
 if TYPE_CHECKING:
     from pathlib import Path
 
+# What pandas calls "str" since 3.0, and otherwise before 2.3.
+TEXT = (
+    pd.StringDtype("pyarrow_numpy")
+    if pd.__version__ < "2.3"
+    else pd.StringDtype("pyarrow", na_value=np.nan)
+)
 NESTED = [[{"a": [1, None]}], None, []]
 COLUMNS = {
     "int": pa.array([1, None, 3]),
@@ -101,7 +107,7 @@ def test_frames_of_arrow_types_come_back_exactly() -> None:
     names = ["int", "string", "decimal", "zoned", "list", "dictionary"]
     frame = table().select(names).to_pandas(types_mapper=pd.ArrowDtype)
     frame["s"] = pd.array(["a", None, "b"], dtype="string[pyarrow]")
-    frame["str"] = pd.array(["a", None, "b"], dtype=pd.StringDtype("pyarrow", na_value=np.nan))
+    frame["str"] = pd.array(["a", None, "b"], dtype=TEXT)
     found = again(frame)
     pd.testing.assert_frame_equal(found, frame)
     assert [*found.dtypes] == [*frame.dtypes]
@@ -184,8 +190,7 @@ def test_without_pyarrow_an_error_says_what_is_missing(tmp_path: Path) -> None:
     with LocalDictionary(tmp_path, codec="safe") as d:
         d["table"] = table()
         d["explicit"] = pd.Series(["a"], dtype="string[pyarrow]")
-        text = pd.StringDtype("pyarrow", na_value=np.nan)  # the "str" of pandas, where it is there
-        d["text"] = pd.Series(["a", "b"], dtype=text)
+        d["text"] = pd.Series(["a", "b"], dtype=TEXT)
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT, str(tmp_path)],
         capture_output=True,

@@ -435,12 +435,18 @@ def write_shared(where: Where, barrier: Any, me: int, count: int) -> None:
             d[f"k{(n + me) % 25}"] = me, n
 
 
-def write_some_bulks(where: Where, barrier: Any, me: int, count: int) -> None:
+def write_some_bulks(where: Where, barrier: Any, me: int, stop: Any, report: Connection) -> None:
+    """Write until told to stop; report how many changes that made."""
     with where.open() as d:
         barrier.wait()
-        for n in range(count):
+        changes = 0
+        for n in itertools.count():
             keys = [f"{me}-{i}" for i in range(n % 4 + 1)]
             d[keys] = [n] * len(keys)
+            changes += len(keys)
+            if stop.is_set():
+                report.send(changes)
+                return
 
 
 def watch_all(where: Where, barrier: Any, count: int, report: Connection) -> None:

@@ -12,6 +12,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+from tenacity import retry, retry_if_exception_type, stop_after_attempt
+
 from campaigns.operations import OPERATIONS, prepare, public_names, seen
 from campaigns.proxy import Fault
 from campaigns.report import short
@@ -64,6 +66,12 @@ def _harm(
         trial.harmed(operation, n, fault, for_good=for_good)
 
 
+@retry(retry=retry_if_exception_type(StoreUnavailableError), stop=stop_after_attempt(5))
+def _open(where: Where, timeout: float) -> RemoteDict:
+    """Open a handle; nothing is harmed yet, but the machine may be slower than its patience."""
+    return where.open(timeout=timeout)
+
+
 class Trial:
     """Runs an operation on a dictionary of its own, by way of the proxy, and looks what is there."""
 
@@ -92,7 +100,7 @@ class Trial:
             prepare(observer)
             if self._sdk:
                 stack.enter_context(way)
-            handle = self._azure.through_proxy(where).open(timeout=timeout)
+            handle = _open(self._azure.through_proxy(where), timeout)
             try:
                 yield observer, handle
             finally:
