@@ -264,11 +264,10 @@ class LocalBackend:
         lock = FileLock(file, timeout=_LOCK_TIMEOUT, mode=0o600, poll_interval=0.001)
         try:
             lock.acquire()
+            yield
         except Timeout as exc:
             msg = f"the lock file of {str(folder)!r} stayed busy for {_LOCK_TIMEOUT:.0f} s"
             raise TransientError(msg) from exc
-        try:
-            yield
         finally:
             try:
                 lock.release()
