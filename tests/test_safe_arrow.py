@@ -21,9 +21,9 @@ from remotedict.pure.safe import read, tags, written
 if TYPE_CHECKING:
     from pathlib import Path
 
-# What pandas calls "str" since 3.0, and otherwise before 2.3.
+# The "str" of pandas, which it has since 2.3.
 TEXT = (
-    pd.StringDtype("pyarrow_numpy")
+    pd.StringDtype("pyarrow")
     if pd.__version__ < "2.3"
     else pd.StringDtype("pyarrow", na_value=np.nan)
 )
@@ -190,7 +190,7 @@ def test_without_pyarrow_an_error_says_what_is_missing(tmp_path: Path) -> None:
     with LocalDictionary(tmp_path, codec="safe") as d:
         d["table"] = table()
         d["explicit"] = pd.Series(["a"], dtype="string[pyarrow]")
-        d["text"] = pd.Series(["a", "b"], dtype=TEXT)
+        d["text"] = pd.Series(["a", "b"])  # of pyarrow as well, but not explicitly
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT, str(tmp_path)],
         capture_output=True,
