@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import signal
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +11,7 @@ from contextlib import suppress
 import pytest
 
 from faults import lose_request
+from interrupting import Interrupt
 from remotedict import MissingValueError
 from remotedict.backend import BlobNotFound
 from remotedict.engine import flights, values
@@ -172,30 +172,20 @@ def test_an_interrupt_of_the_one_who_asks_stops_nobody(world, d):
         assert gate.reached.wait(HANG)
         found.append(d["one"])
 
-    def interrupt():
+    interrupt = Interrupt()
+
+    def strike():
         until(lambda: waiting(flights_of(d)) == 1)
-        while not interrupted.wait(0.1):  # one that comes just before the wait doesn't end it
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        interrupt.strike()
 
-    def once(*_):
-        if not seen:
-            seen.append(True)
-            raise KeyboardInterrupt
-
-    interrupted, seen = threading.Event(), []
-    handler = signal.signal(signal.SIGINT, once)
-    threads = [threading.Thread(target=other), threading.Thread(target=interrupt)]
+    threads = [threading.Thread(target=other), threading.Thread(target=strike)]
     for thread in threads:
         thread.start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            d["one"]
-    finally:
-        interrupted.set()
-        gate.opened.set()
-        for thread in threads:
-            thread.join(HANG)
-        signal.signal(signal.SIGINT, handler)
+    with interrupt, pytest.raises(KeyboardInterrupt):
+        d["one"]
+    gate.opened.set()
+    for thread in threads:
+        thread.join(HANG)
     assert found == [VALUE]
     assert d["one"] == VALUE
     assert len(fetches(world, d)) == 1

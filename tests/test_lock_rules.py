@@ -5,13 +5,13 @@ The numbers are those of the list in docs/design.md.
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 
 import pytest
 
 from faults import INDEX, lose_reply, lose_request
+from interrupting import Interrupt
 from remotedict import (
     ClosedError,
     ItemLockedError,
@@ -1111,8 +1111,8 @@ def test_a_section_that_was_entered_before_the_fork_ends_nothing_in_the_child(wo
 def test_an_interrupted_wait_for_a_lock_ends(world, clients, monkeypatch):
     holder, waiter = clients
     holder.lock_item("k", duration=-1)
-    locks, interrupted, ended = waiter._parts.locks, threading.Event(), threading.Event()
-    acquire, raised = locks._acquire, []
+    locks, interrupt, ended = waiter._parts.locks, Interrupt(), threading.Event()
+    acquire = locks._acquire
 
     def acquires(*args):
         try:
@@ -1121,25 +1121,11 @@ def test_an_interrupted_wait_for_a_lock_ends(world, clients, monkeypatch):
             ended.set()
             raise
 
-    def interrupt(_seconds):
-        while not interrupted.wait(0.1):  # one that comes just before the wait doesn't end it
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-
-    def once(*_):
-        if not raised:
-            raised.append(True)
-            raise KeyboardInterrupt
-
     monkeypatch.setattr(locks, "_acquire", acquires)
-    monkeypatch.setattr(world.runtime, "sleep", interrupt)
-    handler = signal.signal(signal.SIGINT, once)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            waiter.lock_item("k")
-        interrupted.set()
-        assert ended.wait(30)
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    monkeypatch.setattr(world.runtime, "sleep", lambda _seconds: interrupt.strike())
+    with interrupt, pytest.raises(KeyboardInterrupt):
+        waiter.lock_item("k")
+    assert ended.wait(30)
     holder.unlock_item("k")
     assert holder.locks == {}
 
@@ -1438,51 +1424,6 @@ def test_a_section_ends_once(world, clients, posted):
     assert list(b.locks) == ["k"]
     del section
     assert not posted
-
-
-class Interrupt:
-    """One KeyboardInterrupt of the main thread, which waits, by another one."""
-
-    def __init__(self):
-        self.over = threading.Event()
-        self._seen = []
-
-    def strike(self):
-        if threading.current_thread() is threading.main_thread():
-            return
-        while not self.over.wait(0.1):  # one that comes just before the wait doesn't end it
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-
-    def before(self, act):
-        """Return what strikes, and then acts."""
-
-        def acts(*args):
-            self.strike()
-            return act(*args)
-
-        return acts
-
-    def after(self, act):
-        """Return what acts, and then strikes."""
-
-        def acts(*args):
-            done = act(*args)
-            self.strike()
-            return done
-
-        return acts
-
-    def __enter__(self):
-        self._handler = signal.signal(signal.SIGINT, self._once)
-
-    def _once(self, *_):
-        if not self._seen:
-            self._seen.append(True)
-            raise KeyboardInterrupt
-
-    def __exit__(self, *_):
-        self.over.set()
-        signal.signal(signal.SIGINT, self._handler)
 
 
 @pytest.mark.parametrize("after", ["lease", "_acquire", "took", "__exit__", "leave"])
